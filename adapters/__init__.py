@@ -1,0 +1,1 @@
+"""Everything that comes from elsewhere, behind four small protocols."""

@@ -1,0 +1,183 @@
+"""The four seams of the harness, Dataset, Model, Attack and Defense, and the values that cross them.
+
+A plug-in writes only the work itself (``load``, ``build``, ``__call__``, ``run``); the harness validates,
+seeds, times and scores.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+
+class LabelledImages(NamedTuple):
+    """Images and their labels.
+
+    ``images``: (N, C, H, W), uint8 in [0, 255] as stored, or float in [0, 1] as handed to a defense.
+    ``labels``: (N,) int64 in [0, num_classes).
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class ImageTensors:
+    """A decoded data set. ``train`` and ``test`` hold uint8 images of one common shape (C, H, W).
+
+    ``pool_size`` test images form the defender's pool and the others the scoring set (``bench.splits``).
+    """
+
+    name: str
+    train: LabelledImages
+    test: LabelledImages
+    class_names: tuple[str, ...]
+    pool_size: int
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """A source of images. ``load`` decodes everything; the harness caches what it returns."""
+
+    name: str
+
+    def load(self, root: Path) -> ImageTensors:
+        """Decode the data set found under ``root``; raises ``UserError`` saying what is missing and where."""
+        ...
+
+
+@runtime_checkable
+class Trigger(Protocol):
+    """A backdoor pattern: images in, images out, on any device."""
+
+    name: str
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``images``: (N, C, H, W) float in [0, 1]; returns the same shape, dtype and device, in [0, 1]."""
+        ...
+
+
+@runtime_checkable
+class LabelMap(Protocol):
+    """Which label a triggered image is meant to get."""
+
+    def __call__(self, labels: Tensor) -> Tensor:
+        """(N,) int64 true labels to (N,) int64 labels the attacker wants."""
+        ...
+
+    def is_poisonable(self, labels: Tensor) -> Tensor:
+        """(N,) bool: whether the map changes the label (an image already of the target class is not)."""
+        ...
+
+
+class PassCounter:
+    """The cost ledger: how many images went forward and backward through the network.
+
+    ``attach`` hooks a module; copies of the module (``copy.deepcopy``) go on counting here, so that a defense
+    cannot forget to. Work that hooks cannot see (a replayed CUDA graph) is added by hand with ``add``. A backward
+    pass through a gradient's own graph (double backward) counts as one backward pass of its images.
+    """
+
+    def __init__(self) -> None:
+        self.forward = 0
+        self.backward = 0
+        self.enabled = True
+
+    def add(self, forward: int = 0, backward: int = 0) -> None:
+        if self.enabled:
+            self.forward += forward
+            self.backward += backward
+
+    def attach(self, model: nn.Module) -> Callable[[], None]:
+        """Count every pass through ``model`` and its deep copies from now on; returns the call that detaches."""
+        counter = self
+
+        def count_backward(gradient: Tensor) -> None:
+            counter.add(backward=gradient.shape[0])
+
+        def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            if not isinstance(output, Tensor):
+                return
+            counter.add(forward=output.shape[0])
+            if output.requires_grad:
+                output.register_hook(count_backward)
+
+        return model.register_forward_hook(count).remove
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PassCounter:
+        return self
+
+    def as_dict(self) -> dict[str, int]:
+        return {"forward": self.forward, "backward": self.backward}
+
+
+def _ignore_round(model: nn.Module, info: Mapping[str, Any]) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class DefenseContext:
+    """What a defense may know besides the model and the clean set: nothing of the attack or the test images.
+
+    ``radius`` is C_delta, the norm bound in the units of pixels in [0, 1]. ``seed`` is the root of every random
+    choice the defense makes. After each of its rounds a defense calls ``on_round(model, info)``; the harness
+    stops its clock, scores the model and keeps ``info`` (JSON-able diagnostics). ``deadline`` is a value of
+    ``time.monotonic()`` past which the defense stops with what it has.
+    """
+
+    num_classes: int
+    device: torch.device
+    seed: int
+    radius: float | None = None
+    deadline: float | None = None
+    on_round: Callable[[nn.Module, Mapping[str, Any]], None] = _ignore_round
+    passes: PassCounter = field(default_factory=PassCounter)
+
+    def out_of_time(self) -> bool:
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+
+class DefenseResult(NamedTuple):
+    """What a defense returns: the model in evaluation mode, a record status, its reason, JSON-able details."""
+
+    model: nn.Module
+    status: str = "ok"  # ok | no_trigger_detected | diverged | timeout
+    reason: str | None = None
+    details: Mapping[str, Any] = {}
+
+
+class Defense(BaseModel):
+    """Base of every defense: its fields are its settings (validated, frozen, unknown ones refused).
+
+    ``uses`` names which of the cell's axes ``clean_size`` and ``radius`` the defense's result depends on: cells
+    that differ only in an axis the defense ignores are one cell.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    name: ClassVar[str]
+    uses: ClassVar[frozenset[str]] = frozenset({"clean_size"})
+
+    def run(self, model: nn.Module, clean: LabelledImages, context: DefenseContext) -> DefenseResult:
+        """Return an unlearned copy of ``model``; ``model`` itself, its mode and its gradients stay as they are.
+
+        ``clean.images``: (n, C, H, W) float32 in [0, 1] on ``context.device``; ``clean.labels``: (n,) int64.
+        """
+        raise NotImplementedError

@@ -1,0 +1,1 @@
+"""The benchmark harness: a cell in, a record out."""

@@ -1,0 +1,110 @@
+"""``Cell``: one point of an experiment as a frozen, hashable value. A cell's content hash names its record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+"""Version of the cell and of the record (``SCHEMAS`` in docs). Part of every hash."""
+
+Target = Annotated[int, Field(ge=0)] | Literal["all_to_all"]
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ImageTrigger(Frozen):
+    """A trigger of the user's own, read from files (``adapters.attacks.image_trigger``)."""
+
+    image: str
+    mode: Literal["add", "replace", "blend"]
+    mask: str | None = None
+    alpha: Annotated[float, Field(gt=0, le=1)] | None = None
+    digest: str = ""
+    """SHA-256 of the files' content, filled in by ``bench.spec``: it, not the path, enters the cell's id."""
+
+
+class TriggerTarget(Frozen):
+    """One of several triggers, with its own target."""
+
+    attack: str | ImageTrigger
+    target: Target
+
+
+class CheckpointVictim(Frozen):
+    """A poisoned model from elsewhere, and the trigger it answers to."""
+
+    checkpoint: str
+    trigger: str | ImageTrigger
+    target: Target
+    digest: str = ""
+    """SHA-256 of the checkpoint file: it, not the path, enters the cell's id."""
+
+
+class Training(Frozen):
+    """How a victim is trained: Adam under a one-cycle schedule. Defaults depend on the data set (``bench.spec``)."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    peak_lr: Annotated[float, Field(gt=0)] = 0.003
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    augment: Literal["none", "crop", "crop_flip"] = "none"
+
+
+class Cell(Frozen):
+    """Everything that decides a record's figures, and nothing that does not (device, paths, worker count).
+
+    Either ``attack``, ``target``, ``poison_ratio`` and ``training`` are set, or ``victim`` is. ``radius`` is
+    None where the defense does not use it. ``defense`` is its name plus every setting, defaults filled in.
+    """
+
+    dataset: str
+    model: str
+    attack: str | ImageTrigger | tuple[TriggerTarget, ...] | None = None
+    target: Target | None = None
+    poison_ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
+    training: Training | None = None
+    victim: CheckpointVictim | None = None
+    min_asr: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Below this ASR (all-to-all: below this share of its own ACC) the attack counts as failed."""
+    clean_size: Annotated[int, Field(ge=1)] | None = None
+    radius: Annotated[float, Field(ge=0)] | None = None
+    defense: dict[str, Any]
+    time_limit: Annotated[float, Field(gt=0)] | None = None
+    """Seconds after which a defense stops with what it has."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """The repetition, 0, 1, …; every random choice derives from it and from the cell's parts."""
+
+    @property
+    def id(self) -> str:
+        """16 hexadecimal digits: the content hash that names the cell's record."""
+        return content_hash(self.model_dump(mode="json"))
+
+    @property
+    def victim_id(self) -> str:
+        """Content hash of the parts that decide the poisoned model: shared by cells that differ in the defense."""
+        parts = {"dataset", "model", "attack", "target", "poison_ratio", "training", "victim", "seed"}
+        return content_hash({"victim_of": self.model_dump(mode="json", include=parts)})
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
+def content_hash(tree: Any) -> str:
+    """Hash of a JSON tree, blind to key order and to the paths of files whose ``digest`` stands beside them."""
+    text = json.dumps([SCHEMA_VERSION, _without_paths(tree)], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _without_paths(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        hidden = {"image", "mask", "checkpoint"} if tree.get("digest") else set()
+        return {key: _without_paths(value) for key, value in tree.items() if key not in hidden}
+    if isinstance(tree, list):
+        return [_without_paths(value) for value in tree]
+    return tree
