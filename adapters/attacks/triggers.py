@@ -1,0 +1,38 @@
+"""The registry of triggers, and how a sweep file's words become one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from adapters import registry
+from adapters.attacks.badnets import BadNets
+from adapters.attacks.blend import Blend
+from adapters.attacks.image_trigger import check_image_trigger, load_image_trigger
+from adapters.protocols import Trigger
+
+TriggerFactory = Callable[[tuple[int, int, int], int], Trigger]
+"""(image_shape as (C, H, W), seed) to a trigger. What a trigger draws, it draws from the seed."""
+
+TRIGGERS: dict[str, TriggerFactory] = {"badnets": BadNets.for_images, "blend": Blend.for_images}
+"""The known triggers by name; ``adapters.registry.add`` takes in another."""
+
+
+def build(
+    spec: str | Mapping[str, Any], image_shape: tuple[int, int, int], seed: int, key: str = "cell.attack"
+) -> Trigger:
+    """The trigger called ``spec``, or read from the files of the mapping ``{image, mode, mask, alpha}``.
+
+    Raises ``UserError`` naming ``key``.
+    """
+    if isinstance(spec, str):
+        return registry.get(TRIGGERS, key, spec)(image_shape, seed)
+    return load_image_trigger(spec, image_shape, key)
+
+
+def check(spec: str | Mapping[str, Any], key: str = "cell.attack") -> None:
+    """Raise ``UserError`` for a name nobody knows or files nobody can read. Needs no data set."""
+    if isinstance(spec, str):
+        registry.get(TRIGGERS, key, spec)
+    else:
+        check_image_trigger(spec, key)

@@ -1,0 +1,108 @@
+"""How a victim lies on disk: tensors as safetensors, the rest as JSON, one writer at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+WAIT_LOG_SECONDS = 15.0
+"""How long a wait for another process goes on before the log says who is waited for; and between two such lines."""
+
+
+class DamagedVictimError(Exception):
+    """The files are there, but are not what was written. Never leaves ``bench.victims``."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """All of ``content`` or nothing, whenever the process dies."""
+    part = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    write_atomically(path, json.dumps(tree, indent=1, sort_keys=True).encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The tree; raises ``DamagedVictimError`` for a file that is not a JSON object, ``FileNotFoundError`` for none."""
+    try:
+        tree = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DamagedVictimError(f"{path.name} is not JSON: {error}") from error
+    if not isinstance(tree, dict):
+        raise DamagedVictimError(f"{path.name} holds no JSON object")
+    return tree
+
+
+def write_state(path: Path, state: Mapping[str, Tensor]) -> str:
+    """Write a state dict; returns the SHA-256 of the file."""
+    content = save_tensors({name: value.detach().cpu().contiguous().clone() for name, value in state.items()})
+    write_atomically(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_state(path: Path, sha256: object) -> dict[str, Tensor]:
+    """The state dict; raises ``DamagedVictimError`` unless the file has this SHA-256."""
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise DamagedVictimError(f"{path.name} has SHA-256 {found[:12]}…; its metadata says {str(sha256)[:12]}…")
+    try:
+        return load_tensors(content)
+    except SafetensorError as error:
+        raise DamagedVictimError(f"{path.name} is not a safetensors file: {error}") from error
+
+
+@contextmanager
+def locked(path: Path, purpose: str) -> Iterator[None]:
+    """Hold the lock file ``path``; a wait can be interrupted, and the log says who is waited for.
+
+    The operating system frees the lock of a process that dies, so a holder's note left behind blocks nobody.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock, note = FileLock(path), path.with_suffix(".holder")
+    while True:
+        try:
+            lock.acquire(timeout=WAIT_LOG_SECONDS, poll_interval=0.1)
+            break
+        except Timeout:
+            logger.info("%s: waiting for %s", purpose, _holder(note))
+    try:
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%H:%M:%S")}
+        note.write_text(json.dumps(holder))
+        yield
+    finally:
+        with suppress(OSError):
+            note.unlink(missing_ok=True)
+        lock.release()
+
+
+def _holder(note: Path) -> str:
+    try:
+        holder = json.loads(note.read_text())
+        return f"process {holder['pid']} on {holder['host']}, which has been at it since {holder['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

@@ -1,0 +1,217 @@
+"""Poisoned models: trained once, cached by content, verified on every read; or taken from a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from adapters import attacks, checkpoints, models
+from adapters.protocols import ImageTensors, LabelMap, Trigger
+from bench import victim_files as files
+from bench.cells import SCHEMA_VERSION, Cell, ImageTrigger, content_hash
+from bench.scoring import Outcomes, Scorer, Scores, fingerprint
+from bench.seeds import derive_seed
+from bench.training import seeded, train
+
+logger = logging.getLogger(__name__)
+
+Attack = tuple[Trigger, LabelMap]
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A poisoned model in evaluation mode on its device.
+
+    ``meta`` (JSON-able): how it came about; ``meta["training"]["seconds"]`` is what it cost (0 for a checkpoint).
+    """
+
+    id: str
+    model: nn.Module = field(repr=False)
+    meta: dict[str, Any] = field(repr=False)
+
+    @property
+    def seconds(self) -> float:
+        return float(self.meta["training"]["seconds"])
+
+
+def cell_attacks(cell: Cell, data: ImageTensors) -> tuple[Attack, ...]:
+    """The triggers of ``cell`` and where each of them leads; ``UserError`` for what does not fit the data set."""
+    if cell.victim is not None:
+        parts = [(cell.victim.trigger, cell.victim.target, "cell.victim.trigger", "cell.victim.target")]
+    elif isinstance(cell.attack, tuple):
+        parts = [
+            (one.attack, one.target, f"cell.attack[{k}].attack", f"cell.attack[{k}].target")
+            for k, one in enumerate(cell.attack)
+        ]
+    elif cell.attack is not None and cell.target is not None:
+        parts = [(cell.attack, cell.target, "cell.attack", "cell.target")]
+    else:
+        raise ValueError("expected a cell with an attack and a target, or with a victim")
+    built = []
+    for spec, target, attack_key, target_key in parts:
+        given = spec.model_dump() if isinstance(spec, ImageTrigger) else spec
+        seed = derive_seed("trigger", cell.dataset, _attack_hash(cell), cell.seed)
+        trigger = attacks.build(given, data.image_shape, seed, attack_key)
+        built.append((trigger, attacks.label_map(target, data.num_classes, target_key)))
+    return tuple(built)
+
+
+class VictimStore:
+    """The victims under ``cache_dir/victims``, shared by every process and machine that sees the folder."""
+
+    def __init__(self, cache_dir: Path) -> None:
+        self.folder = Path(cache_dir) / "victims"
+
+    def has(self, cell: Cell) -> bool:
+        """Whether the victim of ``cell`` needs no training (its files are not verified here)."""
+        return cell.victim is not None or (
+            self._file(cell, "safetensors").exists() and self._file(cell, "json").exists()
+        )
+
+    def get_or_train(
+        self,
+        cell: Cell,
+        data: ImageTensors,
+        device: torch.device,
+        on_epoch: Callable[[int, int], None] | None = None,
+    ) -> Victim:
+        """The victim of ``cell``: from its checkpoint, from the cache, or trained now, by one process only.
+
+        A damaged or foreign file is noticed, logged and rebuilt.
+
+        Raises:
+            UserError: checkpoint, attack, target or poison ratio do not fit the data set or the model.
+            TrainingDiverged: the loss became infinite or NaN.
+        """
+        if cell.victim is not None:
+            return self._from_checkpoint(cell, data, device)
+        try:
+            return self._read(cell, data, device)
+        except (files.DamagedVictimError, FileNotFoundError):
+            pass  # another process may be at work: judged again below, alone
+        with files.locked(self._file(cell, "lock"), f"victim {cell.victim_id}"):
+            try:
+                return self._read(cell, data, device)
+            except files.DamagedVictimError as damage:
+                logger.warning("victim %s is rebuilt: %s", cell.victim_id, damage)
+            except FileNotFoundError:
+                logger.info("victim %s is trained", cell.victim_id)
+            return self._train(cell, data, device, on_epoch)
+
+    def scores(self, victim: Victim, scorer: Scorer) -> Scores:
+        """The victim's own scores, computed once for each scoring set and kept beside it."""
+        path = self.folder / f"{victim.id}.scores.json"
+        outcomes = _kept_outcomes(path, victim, scorer)
+        if outcomes is None:
+            with files.locked(path.with_suffix(".lock"), f"scores of victim {victim.id}"):
+                outcomes = _kept_outcomes(path, victim, scorer)
+                if outcomes is None:
+                    outcomes = scorer.outcomes(victim.model)
+                    kept = {**_kept(path, victim), scorer.identity: outcomes.pack()}
+                    files.write_json(path, {"sha256": victim.meta["sha256"], "outcomes": kept})
+        return Scores.of(outcomes, scorer.names)
+
+    def _file(self, cell: Cell, suffix: str) -> Path:
+        return self.folder / f"{cell.victim_id}.{suffix}"
+
+    def _from_checkpoint(self, cell: Cell, data: ImageTensors, device: torch.device) -> Victim:
+        assert cell.victim is not None
+        path = Path(cell.victim.checkpoint)
+        model = _new_model(cell, data)
+        checkpoints.load_into(model, path)
+        sha256 = attacks.digest([path], "cell.victim.checkpoint")
+        meta = {"checkpoint": str(path), "sha256": sha256, "training": {"seconds": 0.0}}
+        return Victim(cell.victim_id, _ready(model, device), meta)
+
+    def _read(self, cell: Cell, data: ImageTensors, device: torch.device) -> Victim:
+        """From the cache; raises ``DamagedVictimError`` or ``FileNotFoundError``."""
+        meta = files.read_json(self._file(cell, "json"))
+        if meta.get("id") != cell.victim_id or meta.get("schema") != SCHEMA_VERSION:
+            raise files.DamagedVictimError("its metadata belong to another victim or version")
+        if meta.get("data") != fingerprint(data.train):
+            raise files.DamagedVictimError(f"the images of {data.name!r} are not those it was trained on")
+        if not isinstance(meta.get("training"), dict) or "seconds" not in meta["training"]:
+            raise files.DamagedVictimError("its metadata lack the training report")
+        state = files.read_state(self._file(cell, "safetensors"), meta.get("sha256"))
+        model = _new_model(cell, data)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise files.DamagedVictimError(f"its tensors do not fit {cell.model!r}: {error}") from error
+        return Victim(cell.victim_id, _ready(model, device), meta)
+
+    def _train(
+        self, cell: Cell, data: ImageTensors, device: torch.device, on_epoch: Callable[[int, int], None] | None
+    ) -> Victim:
+        if cell.training is None or cell.poison_ratio is None:
+            raise ValueError("expected a cell with a poison ratio and training settings")
+        seed = derive_seed("poison", cell.dataset, _attack_hash(cell), cell.seed)
+        poisoned = attacks.poison(data.train, cell_attacks(cell, data), cell.poison_ratio, seed)
+        model = _new_model(cell, data)
+        seed = derive_seed("order", cell.dataset, cell.model, cell.seed)
+        progress = on_epoch or (lambda epoch, epochs: None)
+        report = train(model, poisoned.images, poisoned.labels, cell.training, device, seed, progress)
+        # Tensors first: without the metadata that follow, they count as absent.
+        sha256 = files.write_state(self._file(cell, "safetensors"), model.state_dict())
+        meta = {
+            "schema": SCHEMA_VERSION,
+            "id": cell.victim_id,
+            "cell": cell.model_dump(mode="json", exclude={"defense", "clean_size", "radius", "min_asr", "time_limit"}),
+            "data": fingerprint(data.train),
+            "poisoned": len(poisoned.indices),
+            "training": report._asdict(),
+            "device": _device_name(device),
+            "versions": {name: version(name) for name in ("torch", "timm", "adversarial-robustness-toolbox")},
+            "sha256": sha256,
+        }
+        files.write_json(self._file(cell, "json"), meta)
+        return Victim(cell.victim_id, model, meta)
+
+
+def _new_model(cell: Cell, data: ImageTensors) -> nn.Module:
+    """Initial weights derive from data set, model and repetition: cells that differ in the attack start alike."""
+    with seeded(derive_seed("init", cell.dataset, cell.model, cell.seed), torch.device("cpu")):
+        return models.build(cell.model, data.num_classes, data.image_shape)
+
+
+def _ready(model: nn.Module, device: torch.device) -> nn.Module:
+    return model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
+
+
+def _attack_hash(cell: Cell) -> str:
+    """The attack without its strength: a larger poison ratio poisons the images of a smaller one and more."""
+    return content_hash(cell.model_dump(mode="json", include={"attack", "target", "victim"}))
+
+
+def _kept(path: Path, victim: Victim) -> dict[str, Any]:
+    """The outcomes kept for ``victim``; none if the file is absent, damaged, or of an earlier build of it."""
+    try:
+        tree = files.read_json(path)
+    except FileNotFoundError:
+        return {}
+    except files.DamagedVictimError as damage:
+        logger.warning("scores of victim %s are computed again: %s", victim.id, damage)
+        return {}
+    kept = tree.get("outcomes")
+    return kept if tree.get("sha256") == victim.meta["sha256"] and isinstance(kept, dict) else {}
+
+
+def _kept_outcomes(path: Path, victim: Victim, scorer: Scorer) -> Outcomes | None:
+    packed = _kept(path, victim).get(scorer.identity)
+    try:
+        return None if packed is None else Outcomes.unpack(packed)
+    except (ValueError, KeyError, TypeError) as damage:
+        logger.warning("scores of victim %s are computed again: %s", victim.id, damage)
+        return None
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
