@@ -1,0 +1,94 @@
+"""The inner maximisation: lines 2 to 5 of Algorithm 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from ibau_defense.balls import Ball
+from ibau_defense.objective import Objective, Theta, value_and_gradients
+
+AscentStatus = Literal["ascended", "no_gain", "not_finite"]
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """T steps δ ← δ + α · direction(∇₁G), projected on the ball.
+
+    Attributes:
+        steps: T.
+        step_size: α, in the units of pixels in [0, 1].
+        optimizer: ``sgd``, the plain step of line 4; ``adam``, its usual normalised step, the paper's alternative;
+            ``normalised``, α · ∇₁G / ‖∇₁G‖₂, steepest ascent in ℓ2.
+        project: ``each`` step, as line 5 stands inside the loop; or only the ``last``, as in the authors' notebooks.
+    """
+
+    steps: int
+    step_size: float
+    optimizer: Literal["sgd", "adam", "normalised"] = "sgd"
+    project: Literal["each", "last"] = "each"
+
+
+@dataclass(frozen=True)
+class AscentResult:
+    """Where the ascent ended.
+
+    Attributes:
+        delta: (C, H, W), in the ball.
+        trace: (T,) the objective before each step, on that step's images.
+        status: ``not_finite`` where a gradient was NaN or infinite: δ is the last finite one.
+    """
+
+    delta: Tensor
+    trace: Tensor
+    status: AscentStatus
+
+
+def ascend(objectives: Sequence[Objective], theta: Theta, start: Tensor, ball: Ball, settings: Ascent) -> AscentResult:
+    """Maximise over δ; step t uses ``objectives[t mod len(objectives)]`` (one a mini-batch).
+
+    Args:
+        start: (C, H, W) δ before the first step; line 2 sets it to zero.
+    """
+    delta, losses = start.detach().clone(), []
+    moments = (torch.zeros_like(delta), torch.zeros_like(delta))
+    sound = torch.ones((), dtype=torch.bool, device=delta.device)
+    for step in range(settings.steps):
+        objective = objectives[step % len(objectives)]
+        value, found, _ = value_and_gradients(objective, delta, theta)
+        gradient = cast(Tensor, found)
+        direction, moments = _direction(gradient, moments, step, settings.optimizer)
+        sound = sound & gradient.isfinite().all()
+        moved = delta + settings.step_size * direction
+        if settings.project == "each":
+            moved = ball.project(moved)
+        delta = torch.where(sound, moved, delta)
+        losses.append(value)
+    delta = ball.project(delta)
+    trace = torch.stack(losses) if losses else torch.zeros(0, device=delta.device)
+    return AscentResult(delta, trace, _status(trace, sound))
+
+
+def _direction(
+    gradient: Tensor, moments: tuple[Tensor, Tensor], step: int, optimizer: str
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    if optimizer == "sgd":
+        return gradient, moments
+    if optimizer == "normalised":
+        return gradient / gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny), moments
+    first = moments[0].lerp(gradient, 0.1)
+    second = moments[1].lerp(gradient.square(), 0.001)
+    scaled = first / (1 - 0.9 ** (step + 1))
+    return scaled / ((second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8), (first, second)
+
+
+def _status(trace: Tensor, sound: Tensor) -> AscentStatus:
+    if not bool(sound):
+        return "not_finite"
+    if trace.numel() > 1 and bool(trace[-1] <= trace[0]):
+        return "no_gain"
+    return "ascended"

@@ -1,0 +1,171 @@
+"""Second derivatives of an objective at one point, as products with vectors; no matrix is ever formed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ibau_defense.objective import Objective, Theta, value_and_gradients
+
+CurvatureKind = Literal["exact", "forward_over_reverse", "directional", "gauss_newton"]
+MixedKind = Literal["exact", "directional"]
+
+
+@runtime_checkable
+class HasOutputs(Protocol):
+    """An objective that is a loss of outputs: what Gauss–Newton needs."""
+
+    def outputs(self, delta: Tensor, theta: Theta) -> Tensor: ...
+
+    def loss_of_outputs(self, outputs: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Linearisation:
+    """The derivatives of G at (δ, θ).
+
+    Attributes:
+        gradient: ∇₁G, the shape of δ.
+        curvature: v ↦ ∇²₁G v, the shape of δ.
+        mixed: w ↦ ∇_θ ⟨∇₁G, w⟩ = (∇²₁₂G)ᵀ w, one tensor a parameter.
+    """
+
+    gradient: Tensor
+    curvature: Callable[[Tensor], Tensor]
+    mixed: Callable[[Tensor], Theta]
+
+
+def linearise(
+    objective: Objective,
+    delta: Tensor,
+    theta: Theta,
+    *,
+    curvature: CurvatureKind = "exact",
+    mixed: MixedKind = "exact",
+    relative_step: float | None = None,
+) -> Linearisation:
+    """Linearise ∇₁G at (δ, θ).
+
+    ``exact`` differentiates the gradient's own graph (double backward). The graph is built once and serves every
+    product, but for an objective of several parts, where each product builds one part's graph at a time so that
+    memory stays that of one ∇₁G.
+    ``forward_over_reverse`` is ``torch.func.jvp`` of the gradient: exact, without a stored graph.
+    ``directional`` is the central difference (∇G(δ + εv) − ∇G(δ − εv)) / 2ε: two first-order passes.
+    ``gauss_newton`` is Jᵀ S J with J = ∂outputs/∂δ and S the Hessian of the loss in the outputs: positive
+    semi-definite by construction; it drops the curvature of the network itself.
+
+    Args:
+        relative_step: ε‖v‖ / max(‖δ‖, 1) of the directional products; by default the cube root of the machine
+            epsilon of the network's precision, where truncation and rounding errors meet.
+    """
+    delta, theta = delta.detach(), tuple(parameter.detach() for parameter in theta)
+    shared = _Graph(objective, delta, theta) if "exact" in (curvature, mixed) else None
+    step = relative_step or _default_step(objective, delta)
+    gradient = shared.gradient if shared else _gradient(objective, delta, theta)
+    curvatures: dict[CurvatureKind, Callable[[Tensor], Tensor]] = {
+        "forward_over_reverse": lambda v: _forward_over_reverse(objective, delta, theta, v),
+        "directional": lambda v: _difference(objective, delta, theta, v, step, wrt_theta=False)[0],
+        "gauss_newton": lambda v: _gauss_newton(objective, delta, theta, v),
+    }
+    if shared:
+        curvatures["exact"] = shared.curvature
+    if curvature not in curvatures:
+        raise ValueError(f"curvature: found {curvature!r}; expected one of {', '.join(sorted(curvatures))}")
+    product = shared.mixed if shared and mixed == "exact" else None
+    return Linearisation(
+        gradient,
+        curvatures[curvature],
+        product or (lambda w: _difference(objective, delta, theta, w, step, wrt_theta=True)),
+    )
+
+
+class _Graph:
+    """∇₁G with its own graph: kept for an objective of one part, rebuilt part by part for several."""
+
+    def __init__(self, objective: Objective, delta: Tensor, theta: Theta) -> None:
+        self._parts = list(objective.parts())
+        self._delta = delta.detach().requires_grad_(True)
+        self._theta = tuple(parameter.detach().requires_grad_(True) for parameter in theta)
+        self._kept = self._build(self._parts[0]) if len(self._parts) == 1 else None
+        self.gradient = self._kept.detach() if self._kept is not None else _gradient(objective, delta, theta)
+
+    def _build(self, part: Objective) -> Tensor:
+        with torch.enable_grad():
+            value = part(self._delta, self._theta)
+            (gradient,) = torch.autograd.grad(value, self._delta, create_graph=True)
+        return gradient
+
+    def _product(self, v: Tensor, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        sums = [torch.zeros_like(x) for x in inputs]
+        for part in self._parts:
+            gradient = self._kept if self._kept is not None else self._build(part)
+            if not gradient.requires_grad:  # G is linear in δ and free of θ
+                continue
+            found = torch.autograd.grad(gradient, inputs, v, retain_graph=self._kept is not None, allow_unused=True)
+            sums = [a if g is None else a + g for a, g in zip(sums, found, strict=True)]
+        return [x.detach() for x in sums]
+
+    def curvature(self, v: Tensor) -> Tensor:
+        return self._product(v, (self._delta,))[0]
+
+    def mixed(self, w: Tensor) -> Theta:
+        return tuple(self._product(w, self._theta))
+
+
+def _gradient(objective: Objective, delta: Tensor, theta: Theta) -> Tensor:
+    return cast(Tensor, value_and_gradients(objective, delta, theta)[1])
+
+
+def _forward_over_reverse(objective: Objective, delta: Tensor, theta: Theta, v: Tensor) -> Tensor:
+    total = torch.zeros_like(delta)
+    for part in objective.parts():
+        with torch.enable_grad():
+            gradient = torch.func.grad(lambda d, p=part: p(d, theta))
+            product = torch.func.jvp(gradient, (delta,), (v,))[1]
+        total = total + product.detach()
+    return total
+
+
+def _default_step(objective: Objective, delta: Tensor) -> float:
+    network = getattr(objective, "network", None)
+    dtype = getattr(network, "autocast", None) or delta.dtype
+    return math.pow(torch.finfo(dtype).eps, 1 / 3)
+
+
+def _difference(
+    objective: Objective, delta: Tensor, theta: Theta, v: Tensor, step: float, *, wrt_theta: bool
+) -> tuple[Tensor, ...]:
+    """(∇G(δ + εv) − ∇G(δ − εv)) / 2ε, of δ or of θ; zero where v is."""
+    tiny = torch.finfo(v.dtype).tiny
+    epsilon = step * delta.norm().clamp(min=1.0) / v.norm().clamp(min=tiny)
+    above, below = (
+        value_and_gradients(objective, delta + sign * epsilon * v, theta, wrt_delta=not wrt_theta, wrt_theta=wrt_theta)
+        for sign in (1.0, -1.0)
+    )
+    index = 2 if wrt_theta else 1
+    pairs = zip(above[2] or (), below[2] or (), strict=True) if wrt_theta else ((above[index], below[index]),)
+    live = (v.norm() > 0).to(v.dtype)
+    return tuple(live * (a - b) / (2 * epsilon) for a, b in pairs)  # type: ignore[operator]
+
+
+def _gauss_newton(objective: Objective, delta: Tensor, theta: Theta, v: Tensor) -> Tensor:
+    total = torch.zeros_like(delta)
+    for part in objective.parts():
+        if not isinstance(part, HasOutputs):
+            raise ValueError("curvature: gauss_newton needs an objective with outputs() and loss_of_outputs()")
+        total = total + _gauss_newton_part(part, delta, theta, v)
+    return total
+
+
+def _gauss_newton_part(part: HasOutputs, delta: Tensor, theta: Theta, v: Tensor) -> Tensor:
+    with torch.enable_grad():
+        outputs, moved = torch.func.jvp(lambda d: part.outputs(d, theta), (delta,), (v,))[:2]
+        bend = torch.func.jvp(torch.func.grad(part.loss_of_outputs), (outputs.detach(),), (moved.detach(),))[1]
+        point = delta.detach().requires_grad_(True)
+        (product,) = torch.autograd.grad(part.outputs(point, theta), point, bend.detach())
+    return product.detach()

@@ -1,0 +1,181 @@
+"""The objective of equation (1) as a pure function of the perturbation and the parameters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+Theta = tuple[Tensor, ...]
+
+
+class Objective(Protocol):
+    """G(δ, θ), maximised over δ: any differentiable scalar, of images or not.
+
+    ``parts`` splits G into a sum of terms that are differentiated one after the other, so that memory is that of
+    the largest; ``(self,)`` where there is nothing to split.
+    """
+
+    def __call__(self, delta: Tensor, theta: Theta) -> Tensor: ...
+
+    def parts(self) -> Sequence[Objective]: ...
+
+
+@dataclass(frozen=True)
+class FunctionObjective:
+    """An ``Objective`` from a plain function (δ, θ) ↦ scalar."""
+
+    function: _Function
+
+    def __call__(self, delta: Tensor, theta: Theta) -> Tensor:
+        return self.function(delta, theta)
+
+    def parts(self) -> Sequence[Objective]:
+        return (self,)
+
+
+class _Function(Protocol):
+    def __call__(self, delta: Tensor, theta: Theta) -> Tensor: ...
+
+
+class Network:
+    """A classifier as a pure function of its parameters: evaluation mode, running statistics untouched.
+
+    Holds a private copy of the module: the caller's mode, ``requires_grad`` flags, gradients and buffers are never
+    changed. Dropout is off and BatchNorm uses its running statistics, as in the authors' code.
+
+    Args:
+        module: (n, C, H, W) float in [0, 1] to (n, num_classes) logits.
+        autocast: network passes run under ``torch.autocast`` of this dtype (``torch.bfloat16``); None for the
+            parameters' own precision. Logits and losses are float32 (or the parameters' precision) either way.
+        channels_last: lay images and convolution weights out channels-last.
+    """
+
+    def __init__(self, module: nn.Module, *, autocast: torch.dtype | None = None, channels_last: bool = False) -> None:
+        self.module = copy.deepcopy(module).eval()
+        self.module.requires_grad_(False)
+        self.autocast = autocast
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        if channels_last:
+            self.module = self.module.to(memory_format=torch.channels_last)
+        self.names = [name for name, _ in self.module.named_parameters()]
+        self._buffers = dict(self.module.named_buffers())
+
+    @property
+    def theta(self) -> Theta:
+        """The parameters, detached, in the order of ``names``; they alias the private module's storage."""
+        return tuple(parameter.detach() for parameter in self.module.parameters())
+
+    def __call__(self, images: Tensor, theta: Theta) -> Tensor:
+        """(n, C, H, W) images to (n, num_classes) logits in the precision of θ."""
+        state = {**dict(zip(self.names, theta, strict=True)), **self._buffers}
+        images = images.contiguous(memory_format=self.memory_format)
+        if self.autocast is None:
+            return functional_call(self.module, state, (images,))  # type: ignore[no-any-return]
+        with torch.autocast(images.device.type, dtype=self.autocast):
+            logits = functional_call(self.module, state, (images,))
+        return logits.to(theta[0].dtype)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class UniversalLoss:
+    """H(δ, θ) − r‖δ‖² of equation (1): the mean loss over a set of images that all carry the one perturbation δ.
+
+        H(δ, θ) = 1/n Σᵢ L(f_θ(xᵢ + δ), yᵢ),   L the cross-entropy.
+
+    Attributes:
+        network: f as a pure function of θ.
+        images: (n, C, H, W) float in [0, 1].
+        labels: (n,) int64.
+        clip: evaluate f at clip(x + δ, 0, 1) instead of x + δ. Equation (1) has no clipping; the authors' GTSRB
+            notebook clips, their CIFAR-10 notebook does not.
+        penalty: r ≥ 0 of the penalised form (the authors': 0.001); equation (1) has none.
+        carriers: (n,) bool, which images carry δ; None for all of them, as in equation (1). The authors' outer
+            loss lets 1 % of a batch carry it.
+        micro_batch: most images in one pass; bounds memory whatever n is. None for all at once.
+    """
+
+    network: Network
+    images: Tensor
+    labels: Tensor
+    clip: bool = False
+    penalty: float = 0.0
+    carriers: Tensor | None = None
+    micro_batch: int | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.images.shape[0] == 0:
+            raise ValueError("images: found none; expected at least one clean image")
+        if self.images.shape[0] != self.labels.shape[0]:
+            raise ValueError(
+                f"labels: found {self.labels.shape[0]}; expected one for each of {len(self.images)} images"
+            )
+
+    def perturb(self, delta: Tensor) -> Tensor:
+        """x + δ on the carriers, x elsewhere, clipped where ``clip``."""
+        added: Tensor = delta
+        if self.carriers is not None:
+            added = delta * self.carriers.view(-1, *[1] * delta.dim()).to(delta.dtype)
+        images = self.images + added
+        return images.clamp(0.0, 1.0) if self.clip else images
+
+    def outputs(self, delta: Tensor, theta: Theta) -> Tensor:
+        """(n, num_classes) logits of the perturbed images."""
+        return self.network(self.perturb(delta), theta)
+
+    def loss_of_outputs(self, logits: Tensor) -> Tensor:
+        return self.weight * F.cross_entropy(logits, self.labels)
+
+    def __call__(self, delta: Tensor, theta: Theta) -> Tensor:
+        loss = self.loss_of_outputs(self.outputs(delta, theta))
+        if self.penalty:
+            loss = loss - self.weight * self.penalty * delta.square().sum()
+        return loss
+
+    def parts(self) -> Sequence[UniversalLoss]:
+        count = self.images.shape[0]
+        if self.micro_batch is None or count <= self.micro_batch:
+            return (self,)
+        slices = [slice(start, start + self.micro_batch) for start in range(0, count, self.micro_batch)]
+        return [self._part(piece, count) for piece in slices]
+
+    def _part(self, piece: slice, count: int) -> UniversalLoss:
+        images = self.images[piece]
+        return UniversalLoss(
+            self.network,
+            images,
+            self.labels[piece],
+            self.clip,
+            self.penalty,
+            None if self.carriers is None else self.carriers[piece],
+            None,
+            self.weight * images.shape[0] / count,
+        )
+
+
+def value_and_gradients(
+    objective: Objective, delta: Tensor, theta: Theta, *, wrt_delta: bool = True, wrt_theta: bool = False
+) -> tuple[Tensor, Tensor | None, Theta | None]:
+    """G, ∇₁G and ∇₂G at (δ, θ), part by part; detached. A gradient not asked for is None."""
+    delta = delta.detach().requires_grad_(wrt_delta)
+    theta = tuple(parameter.detach().requires_grad_(wrt_theta) for parameter in theta)
+    inputs = ((delta,) if wrt_delta else ()) + (theta if wrt_theta else ())
+    total: Tensor | None = None
+    sums: list[Tensor] | None = None
+    for part in objective.parts():
+        with torch.enable_grad():
+            value = part(delta, theta)
+        found = torch.autograd.grad(value, inputs, allow_unused=True) if inputs else ()
+        gradients = [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
+        total = value.detach() if total is None else total + value.detach()
+        sums = gradients if sums is None else [a + b for a, b in zip(sums, gradients, strict=True)]
+    if total is None or sums is None:
+        raise ValueError("objective: found no parts; expected at least one")
+    return total, (sums[0] if wrt_delta else None), (tuple(sums[int(wrt_delta) :]) if wrt_theta else None)

@@ -1,0 +1,86 @@
+"""Named settings of the unlearning loop: what the paper prints, what its authors ran, and ablations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from ibau_defense.ascent import Ascent
+from ibau_defense.curvature import CurvatureKind, MixedKind
+from ibau_defense.solvers import FixedPoint, Solver
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every choice Algorithm 1 leaves open.
+
+    Attributes:
+        rounds: passes over the clean set.
+        batch_size: images of one outer step; None for the whole clean set.
+        shuffle: draw new mini-batches each round.
+        delta_per: one δ for every outer ``step``, found on that step's images, as Algorithm 1 stands; or one a
+            ``round``, found on all mini-batches in turn, as in the authors' notebooks.
+        ascent: the inner maximisation; ``steps=0`` with ``delta_per="round"`` means one step a mini-batch.
+        ascent_labels: the loss the ascent raises is of the ``true`` labels, as in equation (1), or of the model's
+            own ``predicted`` labels, as in the notebooks.
+        clip: evaluate the model at clip(x + δ, 0, 1).
+        penalty: r of the penalised objective H − r‖δ‖²; 0 for equation (1).
+        implicit: False drops the implicit term of equation (2): Danskin's direct gradient alone.
+        response_images: the stationarity condition is that of the ``same`` images and labels the outer step uses,
+            or of the ``first_batch`` with its true labels, as in the notebooks.
+        boundary: differentiate the ball-constrained maximiser (``Response.ball``) instead of equation (3).
+        solver, curvature, mixed, positive: see ``Response``.
+        carriers: share of a mini-batch's images that carry δ in the outer loss; 1 in equation (1), 0.01 in the
+            notebooks.
+        outer_optimizer, outer_lr: β and its method; the optimiser's state lasts over the rounds.
+    """
+
+    rounds: int = 1
+    batch_size: int | None = None
+    shuffle: bool = False
+    delta_per: Literal["step", "round"] = "step"
+    ascent: Ascent = field(default_factory=lambda: Ascent(steps=10, step_size=0.1, optimizer="adam"))
+    ascent_labels: Literal["true", "predicted"] = "true"
+    clip: bool = False
+    penalty: float = 0.0
+    implicit: bool = True
+    response_images: Literal["same", "first_batch"] = "same"
+    boundary: bool = False
+    solver: Solver = field(default_factory=lambda: FixedPoint(max_steps=5, step=0.1, rtol=0.0))
+    curvature: CurvatureKind = "exact"
+    mixed: MixedKind = "exact"
+    positive: bool = False
+    carriers: float = 1.0
+    outer_optimizer: Literal["sgd", "adam"] = "sgd"
+    outer_lr: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.carriers <= 1:
+            raise ValueError(f"carriers: found {self.carriers}; expected a share in (0, 1]")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size: found {self.batch_size}; expected at least 1")
+
+
+PAPER = Recipe()
+"""Algorithm 1 to the letter: δ from zero for every step, T projected ascent steps on H itself, five fixed-point
+steps on ∇²₁H of the same images, θ ← θ − β∇ψ̃, every image carrying δ, the rate 0.1 of Appendix A.4 in both loops."""
+
+REFERENCE = Recipe(
+    batch_size=100,
+    delta_per="round",
+    ascent=Ascent(steps=0, step_size=10.0, optimizer="sgd", project="last"),
+    ascent_labels="predicted",
+    penalty=0.001,
+    response_images="first_batch",
+    carriers=0.01,
+    outer_optimizer="adam",
+    outer_lr=0.001,
+)
+"""The authors' published CIFAR-10 notebook: one ascent step of rate 10 a mini-batch of 100 on predicted labels,
+projected once; then an Adam step a mini-batch, δ on one image in a hundred, five fixed-point steps of rate 0.1 on the
+first mini-batch's penalised loss of true labels."""
+
+REFERENCE_GTSRB = replace(REFERENCE, ascent=Ascent(steps=0, step_size=1.0, optimizer="adam", project="last"), clip=True)
+"""The authors' GTSRB notebook: as ``REFERENCE``, with Adam of rate 1 in the ascent and inputs clipped to [0, 1]."""
+
+RECIPES: dict[str, Recipe] = {"paper": PAPER, "reference": REFERENCE, "reference_gtsrb": REFERENCE_GTSRB}

@@ -1,0 +1,223 @@
+"""Implicit Backdoor Adversarial Unlearning: the rounds of Algorithm 1."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ibau_defense.ascent import AscentResult, ascend
+from ibau_defense.balls import Ball, L2Ball
+from ibau_defense.diagnostics import RoundReport, StepReport, summarise
+from ibau_defense.implicit import Response, response_product
+from ibau_defense.objective import Network, Objective, Theta, UniversalLoss, value_and_gradients
+from ibau_defense.recipes import RECIPES, Recipe
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """What ``IBAU.unlearn`` returns.
+
+    Attributes:
+        model: the unlearned copy, in evaluation mode.
+        rounds: one report a round.
+        status: ``ok``, ``diverged`` (the model is the last sound one) or ``timeout`` (what there was by then).
+        reason: why, where the status is not ``ok``.
+    """
+
+    model: nn.Module
+    rounds: tuple[RoundReport, ...]
+    status: str = "ok"
+    reason: str | None = None
+
+
+OnRound = Callable[[nn.Module, RoundReport], None]
+
+
+@dataclass(frozen=True)
+class IBAU:
+    """Removes backdoors from a classifier with a small clean set (Zeng et al., ICLR 2022).
+
+        θ* = argmin_θ max_{‖δ‖ ≤ C_δ} 1/n Σᵢ L(f_θ(xᵢ + δ), yᵢ)                                     (1)
+
+    Each outer step descends the implicit hypergradient of equation (2), ∇₂H + (∇δ)ᵀ∇₁H, with ∇δ from equation (3).
+
+    Attributes:
+        ball: ‖δ‖ ≤ C_δ, pixels in [0, 1]; the paper's is ℓ2 of radius 10.
+        recipe: a name in ``RECIPES`` or a ``Recipe``.
+        rounds: passes over the clean set; None for the recipe's.
+        micro_batch: most images in one pass; bounds memory.
+        seed: of the images that carry δ and of shuffling.
+
+    Example:
+        >>> cleaned = IBAU(ball=L2Ball(10.0), rounds=1).unlearn(model, images, labels)  # doctest: +SKIP
+        >>> cleaned.model, cleaned.rounds  # doctest: +SKIP
+    """
+
+    ball: Ball = field(default_factory=lambda: L2Ball(10.0))
+    recipe: str | Recipe = "paper"
+    rounds: int | None = None
+    micro_batch: int | None = None
+    seed: int = 0
+
+    def settings(self) -> Recipe:
+        """The recipe with this instance's ``rounds``."""
+        if isinstance(self.recipe, str) and self.recipe not in RECIPES:
+            raise ValueError(f"recipe: unknown name {self.recipe!r}; expected one of: {', '.join(RECIPES)}")
+        recipe = RECIPES[self.recipe] if isinstance(self.recipe, str) else self.recipe
+        return recipe if self.rounds is None else replace(recipe, rounds=self.rounds)
+
+    def unlearn(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        on_round: OnRound | None = None,
+        out_of_time: Callable[[], bool] = lambda: False,
+    ) -> Unlearned:
+        """Unlearn on a clean set; ``model`` itself is left exactly as it was.
+
+        Args:
+            model: (n, C, H, W) float in [0, 1] to logits (n, num_classes); parameters on the images' device.
+            images: (n, C, H, W) float in [0, 1].
+            labels: (n,) int64.
+            on_round: called with the current model (evaluation mode; do not keep or change it) after each round.
+            out_of_time: asked between outer steps; True stops with what there is.
+
+        Raises:
+            ValueError: no images, or a share of carriers that leaves some mini-batch without any image carrying δ:
+                such a step would train on clean images only and look like unlearning.
+        """
+        run = _Run(self, self.settings(), model, images, labels)
+        reports: list[RoundReport] = []
+        for index in range(run.recipe.rounds):
+            steps = run.round(out_of_time)
+            reports.append(summarise(index, steps))
+            if on_round:
+                on_round(run.network.module, reports[-1])
+            if run.stopped:
+                break
+        return Unlearned(run.model(), tuple(reports), run.status, run.reason)
+
+
+class _Run:
+    """The state of one call: the working network, the optimiser and the random generator."""
+
+    def __init__(self, ibau: IBAU, recipe: Recipe, model: nn.Module, images: Tensor, labels: Tensor) -> None:
+        self.ibau, self.recipe, self._source = ibau, recipe, model
+        self.network = Network(model)
+        self.images, self.labels = images.detach(), labels
+        self.generator = torch.Generator().manual_seed(ibau.seed)
+        self.parameters = list(self.network.module.parameters())
+        optimizer = torch.optim.Adam if recipe.outer_optimizer == "adam" else torch.optim.SGD
+        self.optimizer = optimizer(self.parameters, lr=recipe.outer_lr)
+        self.status, self.reason = "ok", cast("str | None", None)
+        _check_carriers(recipe, len(images))
+
+    @property
+    def stopped(self) -> bool:
+        return self.status != "ok"
+
+    def model(self) -> nn.Module:
+        """A copy of the caller's module with the unlearned parameters."""
+        copied = copy.deepcopy(self._source).eval()
+        copied.load_state_dict(self.network.module.state_dict())
+        return copied
+
+    def round(self, out_of_time: Callable[[], bool]) -> list[StepReport]:
+        """One pass over the clean set, one outer step a mini-batch."""
+        batches = list(self._batches())
+        first = self._loss(*batches[0], penalty=self.recipe.penalty)
+        shared = self._ascend(batches) if self.recipe.delta_per == "round" else None
+        steps = []
+        for batch in batches:
+            if out_of_time():
+                self.status, self.reason = "timeout", "the time limit was reached before all rounds were done"
+                break
+            ascent = shared or self._ascend([batch])
+            steps.append(self._outer_step(batch, ascent, first))
+            if not steps[-1].finite:
+                self.status, self.reason = "diverged", "a hypergradient was not finite; its step was not taken"
+                break
+        return steps
+
+    def _outer_step(self, batch: tuple[Tensor, Tensor], ascent: AscentResult, first: UniversalLoss) -> StepReport:
+        """Lines 6 to 8 of Algorithm 1."""
+        started = time.perf_counter()
+        recipe, delta = self.recipe, ascent.delta
+        outer = self._loss(*batch, carriers=self._carriers(len(batch[1])))
+        theta = self.network.theta
+        loss, pull, direct = value_and_gradients(outer, delta, theta, wrt_delta=recipe.implicit, wrt_theta=True)
+        direct = cast(Theta, direct)
+        implicit, solution = None, None
+        if recipe.implicit:
+            inner = first if recipe.response_images == "first_batch" else self._loss(*batch, penalty=recipe.penalty)
+            response = Response(
+                recipe.solver, recipe.curvature, recipe.mixed, self.ibau.ball if recipe.boundary else None,
+                recipe.positive,
+            )  # fmt: skip
+            implicit, solution = response_product(inner, delta, theta, cast(Tensor, pull), response)
+        report = StepReport.measure(loss, ascent, self.ibau.ball, direct, implicit, solution)
+        if report.finite:
+            total = direct if implicit is None else tuple(a + b for a, b in zip(direct, implicit, strict=True))
+            self._descend(total)
+        return replace(report, seconds=time.perf_counter() - started)
+
+    def _descend(self, gradient: Theta) -> None:
+        for parameter, piece in zip(self.parameters, gradient, strict=True):
+            parameter.grad = piece
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _ascend(self, batches: list[tuple[Tensor, Tensor]]) -> AscentResult:
+        recipe, theta = self.recipe, self.network.theta
+        objectives: list[Objective] = []
+        for images, labels in batches:
+            if recipe.ascent_labels == "predicted":
+                with torch.no_grad():
+                    labels = self.network(images, theta).argmax(dim=1)
+            objectives.append(self._loss(images, labels, penalty=recipe.penalty))
+        settings = recipe.ascent if recipe.ascent.steps else replace(recipe.ascent, steps=len(batches))
+        start = torch.zeros_like(self.images[0])
+        return ascend(objectives, theta, start, self.ibau.ball, settings)
+
+    def _loss(self, images: Tensor, labels: Tensor, **changes: Any) -> UniversalLoss:
+        return UniversalLoss(
+            self.network, images, labels, clip=self.recipe.clip, micro_batch=self.ibau.micro_batch, **changes
+        )
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        count = len(self.images)
+        size = self.recipe.batch_size or count
+        order = torch.randperm(count, generator=self.generator) if self.recipe.shuffle else torch.arange(count)
+        order = order.to(self.images.device)
+        for start in range(0, count, size):
+            index = order[start : start + size]
+            yield self.images[index], self.labels[index]
+
+    def _carriers(self, count: int) -> Tensor | None:
+        if self.recipe.carriers == 1:
+            return None
+        chosen = torch.randperm(count, generator=self.generator)[: int(count * self.recipe.carriers)]
+        mask = torch.zeros(count, dtype=torch.bool)
+        mask[chosen] = True
+        return mask.to(self.images.device)
+
+
+def _check_carriers(recipe: Recipe, count: int) -> None:
+    if count == 0:
+        raise ValueError("images: found none; expected at least one clean image")
+    size = min(recipe.batch_size or count, count)
+    last = count % size or size
+    if recipe.carriers < 1 and int(last * recipe.carriers) == 0:
+        raise ValueError(
+            f"carriers: {recipe.carriers} of a mini-batch of {last} images is none, so delta would be added to no "
+            f"image; expected a share of at least {1 / last:.3g}, or a clean size ({count}) that is a multiple of a "
+            f"batch size of at least {round(1 / recipe.carriers)}"
+        )
