@@ -1,0 +1,49 @@
+"""Defenses by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from adapters.defenses.controls import FineTuning, NoDefense
+from adapters.defenses.ibau import Ibau
+from adapters.errors import UserError
+from adapters.protocols import Defense
+from adapters.registry import add, get
+
+DEFENSES: dict[str, type[Defense]] = {}
+for _defense in (NoDefense, FineTuning, Ibau):
+    add(DEFENSES, _defense.name, _defense)
+
+
+def build(spec: str | Mapping[str, Any], key: str = "cell.defense") -> Defense:
+    """The defense a sweep file names: ``ibau``, or ``{name: ibau, rounds: 2, …}`` with settings.
+
+    Raises:
+        UserError: no such defense, no such setting, or a value out of range; one line that names the key.
+    """
+    tree: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = tree.pop("name", None)
+    if not isinstance(name, str):
+        raise UserError(f"{key}.name: found {name!r}; expected one of: {', '.join(sorted(DEFENSES))}")
+    kind = get(DEFENSES, key, name)
+    try:
+        return kind(**tree)
+    except ValidationError as error:
+        raise _one_line(key, kind, error) from None
+    except TypeError as error:  # a key that is no string
+        raise UserError(f"{key}: {error}") from None
+
+
+def _one_line(key: str, kind: type[Defense], error: ValidationError) -> UserError:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(kind.model_fields) or "none at all"
+        return UserError(f"{key}.{where}: unknown setting of {kind.name}; expected one of: {known}")
+    return UserError(f"{key}.{where}: found {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}")
+
+
+__all__ = ["DEFENSES", "FineTuning", "Ibau", "NoDefense", "build"]

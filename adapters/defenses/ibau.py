@@ -1,0 +1,87 @@
+"""I-BAU as a defense of the harness: settings in, ``ibau_defense.IBAU`` out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import nn
+
+from adapters.errors import UserError
+from adapters.protocols import Defense, DefenseContext, DefenseResult, LabelledImages
+from ibau_defense import BALLS, IBAU, RECIPES, SOLVERS, Recipe, RoundReport
+
+RecipeName = Literal["paper", "reference", "reference_gtsrb"]
+
+
+class Ibau(Defense):
+    """Implicit Backdoor Adversarial Unlearning (Zeng et al., ICLR 2022).
+
+    A setting left at None is the recipe's own (``ibau_defense.recipes``). ``ball`` is the norm of the cell's
+    ``radius``. ``ascent_steps`` is T, ``ascent_lr`` α, ``outer_lr`` β, ``carriers`` the share of a mini-batch's
+    images that carry δ in the outer loss; ``solver_steps`` is the paper's ϑ and ``solver_step`` the step of the
+    fixed-point and Neumann solvers.
+    """
+
+    name: ClassVar[str] = "ibau"
+    uses: ClassVar[frozenset[str]] = frozenset({"clean_size", "radius"})
+
+    recipe: RecipeName = "paper"
+    rounds: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    ball: Literal["l2", "linf", "l1"] = "l2"
+    ascent_steps: Annotated[int, Field(ge=1)] | None = None
+    ascent_lr: Annotated[float, Field(gt=0)] | None = None
+    ascent_optimizer: Literal["sgd", "adam", "normalised"] | None = None
+    clip: bool | None = None
+    penalty: Annotated[float, Field(ge=0)] | None = None
+    implicit: bool | None = None
+    boundary: bool | None = None
+    solver: Literal["fixed_point", "neumann", "conjugate_gradient", "minres", "normal_cg"] | None = None
+    solver_steps: Annotated[int, Field(ge=1)] | None = None
+    solver_step: Annotated[float, Field(gt=0)] | None = None
+    damping: Annotated[float, Field(ge=0)] | None = None
+    curvature: Literal["exact", "forward_over_reverse", "directional", "gauss_newton"] | None = None
+    mixed: Literal["exact", "directional"] | None = None
+    carriers: Annotated[float, Field(gt=0, le=1)] | None = None
+    outer_optimizer: Literal["sgd", "adam"] | None = None
+    outer_lr: Annotated[float, Field(gt=0)] | None = None
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+
+    def settings(self) -> Recipe:
+        """The named recipe with every setting that was given."""
+        recipe = RECIPES[self.recipe]
+        ascent = {"steps": self.ascent_steps, "step_size": self.ascent_lr, "optimizer": self.ascent_optimizer}
+        direct = (
+            "rounds", "batch_size", "clip", "penalty", "implicit", "boundary", "curvature", "mixed", "carriers",
+            "outer_optimizer", "outer_lr",
+        )  # fmt: skip
+        given = {name: getattr(self, name) for name in direct if getattr(self, name) is not None}
+        ascent = {name: value for name, value in ascent.items() if value is not None}
+        return replace(recipe, ascent=replace(recipe.ascent, **ascent), solver=self._solver(recipe), **given)
+
+    def _solver(self, recipe: Recipe) -> Any:
+        given = {"max_steps": self.solver_steps, "step": self.solver_step, "damping": self.damping}
+        changes = {name: value for name, value in given.items() if value is not None}
+        kind = SOLVERS[self.solver] if self.solver else type(recipe.solver)
+        if "step" in changes and "step" not in kind.__dataclass_fields__:
+            raise UserError(f"defense.solver_step: found {self.solver_step}; {kind.name} has no step")
+        if kind is type(recipe.solver):
+            return replace(recipe.solver, **changes)
+        return kind(**changes)
+
+    def run(self, model: nn.Module, clean: LabelledImages, context: DefenseContext) -> DefenseResult:
+        if context.radius is None:
+            raise UserError("cell.radius: found none; expected a number of at least 0 for the defense ibau")
+
+        def on_round(current: nn.Module, report: RoundReport) -> None:
+            context.on_round(current, report.as_dict())
+
+        outcome = IBAU(
+            ball=BALLS[self.ball](context.radius),
+            recipe=self.settings(),
+            micro_batch=self.micro_batch,
+            seed=context.seed,
+        ).unlearn(model, clean.images, clean.labels, on_round=on_round, out_of_time=context.out_of_time)
+        return DefenseResult(outcome.model, outcome.status, outcome.reason)
