@@ -1,0 +1,160 @@
+"""Poisoned models from elsewhere, as state dicts. Nothing is ever unpickled freely: ``weights_only`` always holds.
+
+Read are the I-BAU authors' ``.pth`` (``{"net": ...}``), BackdoorBench's ``attack_result.pt`` (``{"model": ...}`` beside
+names, paths and numpy arrays), ``{"state_dict": ...}``, a bare state dict, and ``.safetensors``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from adapters.errors import UserError
+
+KEY = "victim.checkpoint"
+NESTED = ("net", "state_dict", "model", "model_state_dict")
+PREFIXES = ("module.", "_orig_mod.")
+
+# What torch raises on a file that is not a checkpoint, besides refusing it: the restricted unpickler reads whatever
+# bytes there are as instructions of a small stack machine.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    ImportError,
+    MemoryError,
+)
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in ``path``, on the CPU: parameter and buffer names to finite tensors.
+
+    The prefixes that ``DataParallel`` and ``torch.compile`` put before every name are taken off. Raises ``UserError``
+    (one line) for a file that is missing, unreadable, holds anything but plain data, or holds NaN or infinity.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{KEY}: no file at {path}; expected a state dict (.pth, .pt or .safetensors)")
+    tree = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    state = _find_state(tree, path)
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{KEY}: {path} holds NaN or infinite values in {name!r}; expected finite weights")
+    return state
+
+
+def load_into(model: nn.Module, path: Path) -> None:
+    """Load ``path`` into ``model``; the names and shapes are checked first, so that a failure changes nothing.
+
+    Raises ``UserError`` naming the first key that does not fit, and what ``load_state`` raises.
+    """
+    state, own = load_state(path), model.state_dict()
+    # Counters of BatchNorm's batches are bookkeeping, and checkpoints from before torch 0.4.1 lack them.
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    extra = [name for name in state if name not in own]
+    wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
+    if wrong:
+        name = wrong[0]
+        problem = f"{name!r} has shape {tuple(state[name].shape)}; expected {tuple(own[name].shape)}"
+    elif missing or extra:
+        problem = f"{len(missing)} missing keys{_first(missing)}, {len(extra)} unknown keys{_first(extra)}"
+    else:
+        model.load_state_dict({**own, **state})
+        return
+    raise UserError(f"{KEY}: {path} does not fit the model {type(model).__name__}: {problem}")
+
+
+def _first(names: list[str]) -> str:
+    return f" (the first is {names[0]!r})" if names else ""
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{KEY}: {path} is not a safetensors file ({error})") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with _harmless_globals(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on old file formats; the file is not the user's making
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        raise UserError(_explain(path, error)) from error
+
+
+def _explain(path: Path, error: BaseException) -> str:
+    refused = re.search(r"GLOBAL (\S+)", str(error)) or re.search(
+        r"Unsupported (?:global|class|operand)\S* (\S+)", str(error)
+    )
+    if refused:
+        return (
+            f"{KEY}: {path} is refused: unpickling it would call {refused[1]}, and code in a checkpoint is never run; "
+            "expected tensors only, as torch.save(model.state_dict(), PATH) writes them"
+        )
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"{KEY}: {path} cannot be read as a checkpoint ({first[:200]}); expected a state dict saved by torch"
+
+
+def _find_state(tree: Any, path: Path) -> dict[str, Tensor]:
+    candidates = [tree]
+    if isinstance(tree, Mapping):
+        candidates += [tree[key] for key in NESTED if key in tree]
+    for candidate in candidates:
+        if isinstance(candidate, Mapping) and candidate and all(_is_entry(*item) for item in candidate.items()):
+            return {name: tensor.detach() for name, tensor in candidate.items()}
+    found = f"keys {', '.join(sorted(map(str, tree)))[:200]}" if isinstance(tree, Mapping) else type(tree).__name__
+    raise UserError(
+        f"{KEY}: {path} holds no state dict (found {found}); expected one, or one under {', '.join(NESTED)}"
+    )
+
+
+def _is_entry(name: object, tensor: object) -> bool:
+    return isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
+
+
+def _harmless_globals() -> contextlib.AbstractContextManager[object]:
+    """Let numpy arrays and paths, which stand beside the weights in BackdoorBench's files, through; nothing else.
+
+    They only build values. torch before 2.5 has no such switch that ends with the block: such files are refused there.
+    """
+    scope = getattr(torch.serialization, "safe_globals", None)
+    if scope is None:
+        return contextlib.nullcontext()
+    multiarray = getattr(np, "_core", None) or np.core  # numpy 1 and 2 name it differently, and so do their pickles
+    rebuild, scalar = multiarray.multiarray._reconstruct, multiarray.multiarray.scalar
+    allowed: list[Any] = [np.ndarray, np.dtype, *_dtype_classes()]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        allowed += [(rebuild, f"{module}._reconstruct"), (scalar, f"{module}.scalar")]
+    for module in ("pathlib", "pathlib._local"):
+        allowed += [(pathlib.PurePosixPath, f"{module}.{name}") for name in ("PosixPath", "PurePosixPath")]
+        allowed += [(pathlib.PureWindowsPath, f"{module}.{name}") for name in ("WindowsPath", "PureWindowsPath")]
+    context: contextlib.AbstractContextManager[object] = scope(allowed)
+    return context
+
+
+def _dtype_classes() -> list[type]:
+    return [type(np.dtype(code)) for code in ("?", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8", "U1", "S1", "O")]
