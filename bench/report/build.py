@@ -1,0 +1,57 @@
+"""``build``: from ``records.jsonl`` to the report's files."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from adapters.errors import UserError
+from bench.report import html, markdown
+from bench.report.page import Page, compose
+from bench.report.rows import read
+
+FORMATS: Mapping[str, tuple[str, Callable[[Page], str]]] = {
+    "html": ("report.html", html.render),
+    "md": ("report.md", markdown.render),
+}
+
+
+def build(folder: Path, formats: Sequence[str] = tuple(FORMATS)) -> Path:
+    """Write the report of ``folder/records.jsonl`` beside it and return the path of ``report.html``.
+
+    The same records give the same bytes. ``formats`` picks among ``FORMATS``; the figures under ``plots/``
+    are always written. If ``html`` is not asked for, the first format's path is returned instead. Raises
+    ``UserError`` for a folder without records, an unknown format, or one that cannot be written to.
+    """
+    wanted = list(dict.fromkeys(formats))
+    for name in wanted or [""]:
+        if name not in FORMATS:
+            raise UserError(f"--format: found {name!r}; expected one or more of: {', '.join(FORMATS)}")
+    page = compose(folder.resolve().name, read(folder))
+    try:
+        (folder / "plots").mkdir(exist_ok=True)
+        for section in page.groups:
+            for figure in (drawn for block in section.blocks for drawn in block.figures):
+                _write(folder / "plots" / f"{figure.stem}.svg", figure.svg)
+                _write(folder / "plots" / f"{figure.stem}.png", figure.png)
+        for name in wanted:
+            file, render = FORMATS[name]
+            _write(folder / file, render(page).encode("utf-8"))
+    except OSError as error:
+        raise UserError(f"RESULTS: cannot write the report to {str(folder)!r}: {error.strerror}") from error
+    return folder / FORMATS["html" if "html" in wanted else wanted[0]][0]
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write at once or not at all: a reader never meets half a page."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,105 @@
+"""Which records may be averaged, what a defense's variants are called, and means with their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+from bench.report.names import defense_name, text_of
+from bench.report.rows import Row, canonical
+
+Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item")
+
+# Two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom; the normal quantile beyond.
+_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records that may stand in one mean: of one schema, one data set and one way of splitting it."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+    @property
+    def scored(self) -> list[Row]:
+        return [row for row in self.rows if row.scored]
+
+
+class Estimate(NamedTuple):
+    """A mean, its 95 % interval (of the mean over seeds, or a single record's own), and the range seen."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    count: int
+    least: float
+    most: float
+
+
+def by(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Items gathered by key, in order of first appearance."""
+    found: dict[Key, list[Item]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
+
+
+def groups(rows: Sequence[Row]) -> list[Group]:
+    """The rows in parts that must never be averaged together."""
+    parts = by(rows, lambda row: (row.dataset, row.schema, row.split))
+    several_schemas = len({row.schema for row in rows}) > 1
+    several_splits = len({(row.dataset, row.split) for row in rows}) > len({row.dataset for row in rows})
+    found = []
+    for (dataset, schema, split), members in sorted(parts.items()):
+        title = dataset or "unnamed data set"
+        title += f" · schema {schema or 'unknown'}" if several_schemas else ""
+        title += f" · split {split or 'unknown'}" if several_splits else ""
+        found.append(Group(title, tuple(members)))
+    return found
+
+
+def variants(rows: Sequence[Row]) -> dict[str, str]:
+    """Record id to the name of its defense, with the settings that tell it from others of that name."""
+    labels: dict[str, str] = {}
+    for defense, members in by(rows, lambda row: row.defense).items():
+        keys = sorted({key for row in members for key in row.settings})
+        varying = [key for key in keys if len({canonical(row.settings.get(key)) for row in members}) > 1]
+        for row in members:
+            told = ", ".join(f"{key} {text_of(row.settings.get(key))}" for key in varying)
+            labels[row.id] = defense_name(defense) + (f" ({told})" if told else "")
+    return labels
+
+
+def ordered(rows: Iterable[Row], labels: dict[str, str]) -> list[str]:
+    """The variants among ``rows``: no defense first, I-BAU last (as the paper's columns stand), others by name."""
+    places = {"none": 0, "ibau": 2}
+    found = {(places.get(row.defense, 1), labels[row.id]) for row in rows}
+    return [label for _, label in sorted(found)]
+
+
+def estimate(rows: Sequence[Row], metric: str) -> Estimate | None:
+    """The metric's mean over repetitions. Of several: Student's t interval, cut to [0, 1] for rates."""
+    values = [row.figures[metric] for row in rows if metric in row.figures]
+    if not values:
+        return None
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        only = next(row for row in rows if metric in row.figures)
+        low, high = only.intervals.get(metric, (None, None))
+    else:
+        half = _half_width(values, mean)
+        low, high = mean - half, mean + half
+        if metric in ("acc", "asr", "ra", "der", "error_gap"):
+            low, high = max(0.0, low), min(1.0, high)
+    return Estimate(mean, low, high, len(values), min(values), max(values))
+
+
+def _half_width(values: Sequence[float], mean: float) -> float:
+    count = len(values)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
+    quantile = _T95[count - 2] if count - 2 < len(_T95) else 1.96 + 2.5 / (count - 1)
+    return quantile * deviation / math.sqrt(count)

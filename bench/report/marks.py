@@ -1,0 +1,79 @@
+"""The paper's four marks (section 6.1), as symbols that need no colour to be told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+MAX_ASR = 0.2
+MAX_ACC_LOSS = 0.1
+ACC_GAP = 0.01
+ASR_GAP = 0.04
+
+_CLASSES = {"digits": 10, "cifar10": 10, "gtsrb": 43}
+
+
+@dataclass(frozen=True)
+class Mark:
+    name: str
+    symbol: str
+    meaning: str
+
+
+ASR_HIGH = Mark("asr-high", "▲", "ASR not under 20 %")
+ACC_LOST = Mark("acc-lost", "▼", "ACC down by more than 10 points against the undefended model")
+BEST = Mark("best", "★", "best of the other defenses: highest ACC minus ASR among those with neither ▲ nor ▼")
+COMPARABLE = Mark(
+    "comparable",
+    "✓",
+    "I-BAU comparable to ★ or better: ACC less than 1 point below it; ASR less than 4 points above it "
+    "or above guessing the target",
+)
+UNDETECTED = Mark("undetected", "×", "no trigger was detected, and the model left as it was")
+ALL = (ASR_HIGH, ACC_LOST, BEST, COMPARABLE, UNDETECTED)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Mean figures of one column of a row; ``before`` is the victim's ACC."""
+
+    defense: str
+    acc: float
+    asr: float
+    before: float | None
+
+    @property
+    def failings(self) -> tuple[list[Mark], list[Mark]]:
+        lost = self.before is not None and self.before - self.acc > MAX_ACC_LOSS
+        return [ACC_LOST] if lost else [], [ASR_HIGH] if self.asr >= MAX_ASR else []
+
+    @property
+    def effective(self) -> bool:
+        return not any(self.failings)
+
+
+def mark(outcomes: Mapping[str, Outcome], dataset: str) -> dict[str, tuple[Sequence[Mark], Sequence[Mark]]]:
+    """Marks for (ACC, ASR) of each column. No defense is marked nothing: it is the yardstick."""
+    others = {key: each for key, each in outcomes.items() if each.defense not in ("none", "ibau")}
+    able = {key: each for key, each in others.items() if each.effective}
+    best = max(able, key=lambda key: able[key].acc - able[key].asr) if able else None
+    found: dict[str, tuple[Sequence[Mark], Sequence[Mark]]] = {}
+    for key, outcome in outcomes.items():
+        acc, asr = outcome.failings if outcome.defense != "none" else ([], [])
+        if key == best:
+            acc, asr = [*acc, BEST], [*asr, BEST]
+        if outcome.defense == "ibau" and others:
+            good_acc, good_asr = _comparable(outcome, able[best] if best else None, dataset)
+            acc = [*acc, COMPARABLE] if good_acc and not acc else acc
+            asr = [*asr, COMPARABLE] if good_asr and not asr else asr
+        found[key] = (acc, asr)
+    return found
+
+
+def _comparable(ours: Outcome, best: Outcome | None, dataset: str) -> tuple[bool, bool]:
+    """Whether I-BAU's ACC and ASR are comparable. Where no other defense works, working is enough."""
+    if best is None:
+        return ours.effective, ours.effective
+    classes = _CLASSES.get(dataset)
+    near_guess = classes is not None and ours.asr < 1 / classes + ASR_GAP
+    return ours.acc > best.acc - ACC_GAP, ours.asr < best.asr + ASR_GAP or near_guess

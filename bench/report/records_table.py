@@ -1,0 +1,159 @@
+"""The table of every record, the list of those not scored, and what the records say of where they come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from bench.report import names
+from bench.report.groups import by
+from bench.report.rows import Row
+from bench.report.tables import Head, Table, Value
+
+_Write = Callable[[Row], Value]
+
+
+@dataclass(frozen=True)
+class Details:
+    """What opens beneath a record."""
+
+    id: str
+    reason: str
+    facts: tuple[tuple[str, str], ...]
+    sweep: str
+    """The sweep file of this one cell."""
+
+
+@dataclass(frozen=True)
+class Records:
+    table: Table
+    details: tuple[Details, ...]
+    constants: tuple[tuple[str, str], ...]
+    """Columns that would hold one value all the way down: name and value."""
+
+
+def _number(write: Callable[[float | None], str], value: float | None) -> Value:
+    return Value(write(value), sort=value)
+
+
+def _columns(labels: Mapping[str, str]) -> list[tuple[Head, _Write]]:
+    def figure(name: str, key: str, write: Callable[[float | None], str]) -> tuple[Head, _Write]:
+        return Head(name), lambda row: _number(write, row.figures.get(key))
+
+    return [
+        (Head("Data set", numeric=False), lambda row: Value(row.dataset)),
+        (Head("Model", numeric=False), lambda row: Value(row.model)),
+        (Head("Checkpoint", numeric=False), lambda row: Value(row.checkpoint or "–")),
+        (Head("Attack", numeric=False), lambda row: Value(names.attack_name(row.attack) or "–")),
+        (Head("Target", numeric=False), lambda row: Value(names.target_name(row.target) or "–")),
+        (Head("Poison ratio"), lambda row: _number(names.ratio_name, row.poison_ratio)),
+        (Head("Defense", numeric=False), lambda row: Value(labels[row.id])),
+        (Head("n"), lambda row: _number(names.plain, row.clean_size)),
+        (Head("Cδ"), lambda row: _number(names.plain, row.radius)),
+        (Head("Seed"), lambda row: _number(names.plain, row.seed)),
+        (Head("Status", numeric=False), lambda row: Value(row.status)),
+        figure("ACC", "acc", names.percent),
+        figure("ASR", "asr", names.percent),
+        figure("RA", "ra", names.percent),
+        figure("DER", "der", names.percent),
+        figure("Error gap", "error_gap", names.percent),
+        figure("Seconds", "seconds", names.seconds_name),
+        figure("To effect", "seconds_to_effect", names.seconds_name),
+        figure("Forward", "forward", names.count_name),
+        figure("Backward", "backward", names.count_name),
+        figure("Peak memory", "peak_memory_bytes", names.bytes_name),
+    ]
+
+
+_ALWAYS_SHOWN = frozenset({"Status", "Defense", "ACC", "ASR"})
+
+
+def records(rows: Sequence[Row], labels: Mapping[str, str]) -> Records:
+    """Every record; a column that never changes is told once instead."""
+    heads, cells, constants = [], [], []
+    for head, write in _columns(labels):
+        values = [write(row) for row in rows]
+        if len({value.text for value in values}) > 1 or head.text in _ALWAYS_SHOWN:
+            heads.append(head)
+            cells.append(values)
+        elif values[0].text != "–":
+            constants.append((head.text, values[0].text))
+    table = Table(tuple(heads), tuple(zip(*cells, strict=True)))
+    return Records(table, tuple(map(_details, rows)), tuple(constants))
+
+
+def _details(row: Row) -> Details:
+    facts = [
+        (f"{names.METRIC_NAMES[metric]}, 95 % interval", f"{names.percent_range(*ends)} %")
+        for metric, ends in row.intervals.items()
+    ]
+    if "acc" in row.before and "asr" in row.before:
+        before = f"ACC {names.percent(row.before['acc'])}, ASR {names.percent(row.before['asr'])}"
+        facts.insert(0, ("Before the defense", before))
+    facts += [(key, text) for key, text in flat(row.provenance).items() if text]
+    return Details(row.id, row.reason, tuple(facts), one_cell_sweep(row))
+
+
+def one_cell_sweep(row: Row) -> str:
+    """A sweep file of this record's cell: ``python -m bench.sweep`` on it makes the record again.
+
+    Repetition k is the last of ``seeds: k + 1``. Digests of files are left out (the sweep takes them from the files),
+    and so is what the cell leaves unset.
+    """
+    shared = {key: value for key, value in row.cell.items() if value is not None and key != "seed"}
+    name = "cell-" + "".join(letter for letter in row.id if letter.isascii() and letter.isalnum())[:16]
+    tree = {"name": name, "cell": _without_digests(shared), "seeds": row.seed + 1}
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _without_digests(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _without_digests(value) for key, value in tree.items() if key != "digest"}
+    return [_without_digests(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def unscored(rows: Sequence[Row], labels: Mapping[str, str]) -> Table | None:
+    """Records that enter no mean, with their reasons."""
+    left = [row for row in rows if not row.scored]
+    if not left:
+        return None
+    heads = ("Status", "Data set", "Model", "Attack", "Target", "Poison ratio", "Defense", "n", "Cδ", "Seed", "Reason")
+    body = []
+    for row in left:
+        texts = [row.status, row.dataset, row.model, names.attack_name(row.attack), names.target_name(row.target)]
+        texts += [names.ratio_name(row.poison_ratio), labels[row.id], names.plain(row.clean_size)]
+        texts += [names.plain(row.radius), str(row.seed), row.reason or "no reason recorded"]
+        body.append(tuple(Value(text) for text in texts))
+    return Table(tuple(Head(text, numeric=False) for text in heads), tuple(body))
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """A tree's leaves as text under dotted names."""
+    found = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found |= flat({str(inner): item for inner, item in value.items()}, f"{prefix}{key}.")
+        elif value is not None:
+            found[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return found
+
+
+def provenance(rows: Sequence[Row], most: int = 4) -> list[tuple[str, str]]:
+    """What the records say of commit, versions and hardware: each distinct value with how many records have it."""
+    seen: dict[str, list[str]] = {}
+    for row in rows:
+        for key, text in flat(row.provenance).items():
+            seen.setdefault(key, []).append(text)
+    found = []
+    for key, texts in seen.items():
+        if any(part in key for part in ("start", "time", "date")):
+            found.append((key, texts[0] if len(set(texts)) == 1 else f"{min(texts)} to {max(texts)}"))
+            continue
+        counts = sorted(by(texts, str).items(), key=lambda item: (-len(item[1]), item[0]))
+        told = [text if len(counts) == 1 else f"{text} ({len(each)} records)" for text, each in counts[:most]]
+        found.append((key, ", ".join(told) + (f" and {len(counts) - most} more" if len(counts) > most else "")))
+    return found

@@ -1,0 +1,58 @@
+"use strict";
+(() => {
+  const table = document.getElementById("all");
+  const body = table.tBodies[0];
+  const rows = Array.from(body.rows);
+  const heads = Array.from(table.tHead.rows[0].cells);
+  const filter = document.getElementById("filter");
+  const status = document.getElementById("status");
+  const shown = document.getElementById("shown");
+  const statusColumn = heads.findIndex((head) => head.textContent === "Status");
+  const words = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
+
+  const key = (row, column) => {
+    const cell = row.cells[column];
+    if (cell.dataset.sort !== undefined) return Number(cell.dataset.sort);
+    const text = cell.textContent.trim();
+    return text === "–" ? null : text.toLowerCase();
+  };
+  const compare = (a, b) =>
+    typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
+
+  const sort = (column) => {
+    const down = heads[column].getAttribute("aria-sort") === "ascending";
+    heads.forEach((head) => head.removeAttribute("aria-sort"));
+    heads[column].setAttribute("aria-sort", down ? "descending" : "ascending");
+    const order = rows.slice().sort((a, b) => {
+      const [left, right] = [key(a, column), key(b, column)];
+      if (left === null || right === null) return (left === null) - (right === null);
+      return down ? compare(right, left) : compare(left, right);
+    });
+    body.append(...order);
+  };
+
+  heads.forEach((head, column) => {
+    if (head.classList.contains("plain")) return;
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = head.textContent;
+    button.addEventListener("click", () => sort(column));
+    head.replaceChildren(button);
+  });
+
+  const narrow = () => {
+    const wanted = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let count = 0;
+    rows.forEach((row) => {
+      const fits = wanted.every((word) => words.get(row).includes(word));
+      const right = !status.value || row.cells[statusColumn].textContent.trim() === status.value;
+      row.hidden = !(fits && right);
+      count += row.hidden ? 0 : 1;
+    });
+    shown.textContent = `${count} of ${rows.length} records`;
+  };
+  filter.addEventListener("input", narrow);
+  status.addEventListener("change", narrow);
+  document.querySelector(".tools").hidden = false;
+  narrow();
+})();

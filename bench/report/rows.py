@@ -1,0 +1,197 @@
+"""``Row``: one record as the report reads it. Reading forgives: a stranger's file may hold anything."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from adapters.errors import UserError
+
+SCORED = frozenset({"ok", "no_trigger_detected"})
+"""The statuses whose figures enter a mean. Every other record is listed with its reason instead."""
+
+FIGURES = ("acc", "asr", "ra", "der", "error_gap", "seconds", "seconds_to_effect", "peak_memory_bytes")
+VICTIM_KEYS = ("dataset", "model", "attack", "target", "poison_ratio", "training", "victim")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A record with every field of the type it should have; what is missing or of another type is None or "".
+
+    ``figures`` holds the finite numbers among ``FIGURES`` and ``passes.forward`` / ``passes.backward``, as
+    ``forward`` and ``backward``; ``before`` those of the victim; ``intervals`` the 95 % intervals.
+    """
+
+    id: str
+    schema: str
+    status: str
+    reason: str
+    cell: Mapping[str, Any]
+    defense: str
+    settings: Mapping[str, Any]
+    dataset: str
+    model: str
+    attack: str
+    target: str
+    checkpoint: str
+    poison_ratio: float | None
+    clean_size: float | None
+    radius: float | None
+    seed: int
+    before: Mapping[str, float]
+    figures: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    rounds: tuple[Mapping[str, Any], ...]
+    provenance: Mapping[str, Any]
+    split: str
+
+    @property
+    def scored(self) -> bool:
+        return self.status in SCORED and "acc" in self.figures and "asr" in self.figures
+
+    @property
+    def victim_key(self) -> str:
+        """What decides the poisoned model, but for the seed."""
+        return canonical({key: self.cell.get(key) for key in VICTIM_KEYS})
+
+    @property
+    def one_trigger(self) -> bool:
+        return not isinstance(self.cell.get("attack"), list)
+
+
+class Reading(NamedTuple):
+    rows: list[Row]
+    unreadable: int
+    """Lines that hold no record, such as the last line of a run that was killed while it wrote."""
+
+
+def canonical(tree: Any) -> str:
+    """Sorted JSON: equal trees give equal text."""
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def number(value: object) -> float | None:
+    """``value`` if it is a finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def read(folder: Path) -> Reading:
+    """The records of ``folder/records.jsonl`` in a fixed order; of two with one id the later stands.
+
+    Raises ``UserError`` if there is no such file or no record in it.
+    """
+    path = folder / "records.jsonl"
+    if not path.is_file():
+        raise UserError(f"RESULTS: found {str(folder)!r}; expected a folder that holds records.jsonl")
+    rows: dict[str, Row] = {}
+    unreadable = 0
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if not line.strip():
+                continue
+            row = _parse(line)
+            if row is None:
+                unreadable += 1
+            else:
+                rows[row.id] = row
+    if not rows:
+        raise UserError(f"RESULTS: found no record in {str(path)!r}; expected at least one line")
+    return Reading(sorted(rows.values(), key=_order), unreadable)
+
+
+def _parse(line: str) -> Row | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("cell"), dict):
+        return None
+    return from_record(record)
+
+
+def from_record(record: Mapping[str, Any]) -> Row:
+    """A ``Row`` of one record (a JSON object as SCHEMAS says; unknown keys are ignored)."""
+    cell = _mapping(record.get("cell"))
+    defense = _mapping(cell.get("defense"))
+    victim = _mapping(cell.get("victim"))
+    settings = {key: value for key, value in defense.items() if key != "name"}
+    if cell.get("time_limit") is not None:
+        settings["time_limit"] = cell["time_limit"]
+    return Row(
+        id=_text(record.get("id")) or canonical(cell),
+        schema=_text(record.get("schema")),
+        status=_text(record.get("status")) or "unknown",
+        reason=_text(record.get("reason")),
+        cell=cell,
+        defense=_text(defense.get("name")) or "unknown",
+        settings=settings,
+        dataset=_text(cell.get("dataset")),
+        model=_text(cell.get("model")),
+        attack=_attack_label(victim.get("trigger") if victim else cell.get("attack")),
+        target=_text(victim.get("target") if victim else cell.get("target")),
+        checkpoint=Path(_text(victim.get("checkpoint"))).name,
+        poison_ratio=number(cell.get("poison_ratio")),
+        clean_size=number(cell.get("clean_size")),
+        radius=number(cell.get("radius")),
+        seed=int(number(cell.get("seed")) or 0),
+        before=_numbers(_mapping(record.get("victim"))),
+        figures=_numbers(record, FIGURES) | _numbers(_mapping(record.get("passes")), ("forward", "backward")),
+        intervals=_intervals(record),
+        rounds=tuple(_mapping(each) for each in _list(record.get("rounds"))),
+        provenance=_mapping(record.get("provenance")),
+        split=canonical(record["split"]) if record.get("split") is not None else "",
+    )
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    axes = (row.poison_ratio, row.clean_size, row.radius)
+    numeric = tuple((axis is not None, axis or 0.0) for axis in axes)
+    return (row.dataset, row.model, row.attack, row.target, *numeric, row.defense, row.seed, row.id)
+
+
+def _attack_label(attack: object) -> str:
+    if isinstance(attack, dict):
+        return f"{Path(_text(attack.get('image'))).name} ({_text(attack.get('mode'))})"
+    if isinstance(attack, list):
+        parts = [_mapping(part) for part in attack]
+        return ", ".join(f"{_attack_label(part.get('attack'))}→{_text(part.get('target'))}" for part in parts)
+    return _text(attack)
+
+
+def _numbers(tree: Mapping[str, Any], keys: Iterable[str] | None = None) -> dict[str, float]:
+    found = ((key, number(tree.get(key))) for key in (tree if keys is None else keys))
+    return {key: value for key, value in found if value is not None}
+
+
+def _intervals(record: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    found = {}
+    for metric in ("acc", "asr", "ra", "der", "error_gap"):
+        ends = [number(end) for end in _list(record.get(f"{metric}_interval"))]
+        if len(ends) == 2 and ends[0] is not None and ends[1] is not None:
+            found[metric] = (ends[0], ends[1])
+    return found
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else canonical(value) if isinstance(value, dict | list) else str(value)
+    # A lone surrogate, which JSON can spell, cannot be written as UTF-8.
+    return text.encode("utf-8", "replace").decode()
