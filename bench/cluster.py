@@ -1,0 +1,177 @@
+"""Ray, started quietly: here, or joined where it runs already."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from adapters.errors import UserError
+from bench.spec import Resources
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_worker_niceness": "0",  # a busy desktop would otherwise stretch every measured second
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # our own records are what a run resumes from
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+}
+CONNECT_SECONDS = 8.0
+JOIN_SECONDS = 12.0
+OBJECT_STORE_BYTES = 100 * 1024**2
+"""Next to nothing goes through it: data sets are memory-mapped from the cache, records are small."""
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What one trial gets, and how many run at once."""
+
+    cpu: float
+    gpu: float
+    threads: int
+    workers: int
+    note: str = ""
+    """What the user should know of it, e.g. that there is no GPU."""
+
+
+class ClusterStart(threading.Thread):
+    """Starts Ray while the caller does something else; ``wait`` gives the result or raises what went wrong."""
+
+    def __init__(self, resources: Resources, address: str | None, max_concurrent: int | None) -> None:
+        super().__init__(name="ray-start", daemon=True)
+        self._resources, self._address, self._max_concurrent = resources, address, max_concurrent
+        self._grant: Grant | None = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._grant = start(self._resources, self._address, self._max_concurrent)
+            import ray.tune  # noqa: F401  (takes seconds too: better here than later)
+        except BaseException as error:  # handed to whoever waits
+            self._error = error
+
+    def wait(self) -> Grant:
+        while self.is_alive():  # in steps, so that Ctrl-C gets through
+            self.join(0.2)
+        if self._error is not None:
+            raise self._error
+        assert self._grant is not None
+        return self._grant
+
+    def stop(self) -> None:
+        """Shut Ray down, whatever state it is in."""
+        while self.is_alive():
+            self.join(0.2)
+        shutdown()
+
+
+def start(resources: Resources, address: str | None, max_concurrent: int | None) -> Grant:
+    """Start Ray on this machine, or join the cluster at ``address``; ``UserError`` where nothing answers."""
+    os.environ.update(QUIET)
+    if address is None:
+        grant = _local_grant(resources, max_concurrent)
+        _init(grant, num_cpus=max(1, -int(-grant.cpu * grant.workers // 1)), object_store_memory=OBJECT_STORE_BYTES)
+        return grant
+    check_address(address)
+    _join(resources, address)
+    return _cluster_grant(resources, max_concurrent)
+
+
+def shutdown() -> None:
+    """Shut Ray down if it was imported at all."""
+    ray = sys.modules.get("ray")
+    if ray is not None and hasattr(ray, "shutdown"):
+        ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Raise ``UserError`` unless something accepts a connection at ``address`` (HOST:PORT) within seconds."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536 or "://" in address:
+        raise UserError(f"--address: found {address!r}; expected HOST:PORT of a Ray head node, e.g. 10.0.0.1:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(f"--address: nobody answers at {address} ({error}); expected a Ray head node there") from error
+
+
+def _join(resources: Resources, address: str) -> None:
+    """Something listens; whether it is Ray shows in whether joining ends in time."""
+    failure: list[BaseException] = []
+    threads = Grant(resources.cpu, resources.gpu, resources.threads, 1)
+
+    def join() -> None:
+        try:
+            _init(threads, address=address)
+        except BaseException as error:
+            failure.append(error)
+
+    joining = threading.Thread(target=join, daemon=True)
+    joining.start()
+    joining.join(JOIN_SECONDS)
+    if joining.is_alive():
+        raise UserError(f"--address: what answers at {address} does not speak Ray; expected a Ray head node there")
+    if failure:
+        raise UserError(f"--address: cannot join {address} ({failure[0]}); expected a Ray head node") from failure[0]
+
+
+def _init(grant: Grant, **settings: Any) -> None:
+    import ray
+
+    ray.init(
+        include_dashboard=None if "address" in settings else False,
+        log_to_driver=False,
+        logging_level=logging.CRITICAL,
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(grant.threads), **_passed_on()}},
+        **settings,
+    )
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _passed_on() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("IBAU_BENCH_")}
+
+
+def _local_grant(resources: Resources, max_concurrent: int | None) -> Grant:
+    import torch
+
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if resources.cpu > cpus:
+        raise UserError(f"resources.cpu: found {resources.cpu:g}; expected at most {cpus}, the CPUs of this machine")
+    return _grant(resources, cpus, torch.cuda.device_count(), max_concurrent)
+
+
+def _cluster_grant(resources: Resources, max_concurrent: int | None) -> Grant:
+    import ray
+
+    nodes = [node.get("Resources", {}) for node in ray.nodes() if node.get("Alive")]
+    most = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+    if resources.cpu > most:
+        ray.shutdown()
+        raise UserError(f"resources.cpu: found {resources.cpu:g}; expected at most {most:g}, the largest node's CPUs")
+    cpus, gpus = (int(sum(node.get(kind, 0.0) for node in nodes)) for kind in ("CPU", "GPU"))
+    return _grant(resources, cpus, gpus, max_concurrent)
+
+
+def _grant(resources: Resources, cpus: int, gpus: int, max_concurrent: int | None) -> Grant:
+    workers = int(cpus // resources.cpu)
+    gpu, note = 0.0, "on the CPU, as resources.gpu is 0"
+    if gpus == 0:
+        note = "on the CPU: no GPU found"
+    elif resources.gpu > 0:
+        gpu = resources.gpu
+        # A fraction of one GPU cannot be put together from two.
+        workers = min(workers, int(gpus // gpu) if gpu >= 1 else gpus * int(1 // gpu))
+        note = f"on {gpus} GPU(s), {gpu:g} of one for each cell"
+    if workers < 1:
+        raise UserError(f"resources.gpu: found {resources.gpu:g}; expected at most {gpus}, the GPUs there are")
+    return Grant(resources.cpu, gpu, resources.threads, min(workers, max_concurrent or workers), note)

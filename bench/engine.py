@@ -1,0 +1,234 @@
+"""The sweep under Ray Tune: each job is a trial, trials reuse their actors, the driver writes every record."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from ray import tune
+from ray.tune.search import Searcher
+
+from bench.cells import Cell
+from bench.cluster import Grant
+from bench.jobs import Job, JobQueue
+from bench.provenance import Commit
+from bench.records import Record, RecordStore
+from bench.run_cell import CellRunner, reason
+
+logger = logging.getLogger(__name__)
+
+Portable = Callable[[Record], Record]
+
+RETRIES = 1
+"""How often a job whose worker died is started again before it counts as failed."""
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What every worker needs to know. Paths are absolute and the same on every machine of a cluster."""
+
+    data_root: Path
+    cache_dir: Path
+    threads: int
+    commit: Commit
+
+
+class Listener(Protocol):
+    """What watches a sweep go by (``bench.progress``)."""
+
+    def started(self, job: Job) -> None: ...
+
+    def finished(self, job: Job, status: str, seconds: float) -> None: ...
+
+    def tick(self) -> None: ...
+
+
+@dataclass
+class Ledger:
+    """What the workers did. ``busy``: seconds inside jobs, over all workers; times are ``time.monotonic()``."""
+
+    busy: float = 0.0
+    first_start: float | None = None
+    last_end: float | None = None
+    statuses: dict[str, int] = field(default_factory=dict)
+
+    def share(self, workers: int) -> float | None:
+        """Busy seconds as a share of what ``workers`` had between the first start and the last end."""
+        if self.first_start is None or self.last_end is None or self.last_end <= self.first_start:
+            return None
+        return min(1.0, self.busy / (workers * (self.last_end - self.first_start)))
+
+
+class CellTrainable(tune.Trainable):  # type: ignore[misc]
+    """A worker: one step does one job. A reset is a new job; data, scorers and victims at hand stay."""
+
+    def setup(self, config: dict[str, Any], settings: WorkerSettings) -> None:
+        torch.set_num_threads(settings.threads)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._runner = CellRunner(settings.data_root, settings.cache_dir, device, settings.commit)
+        self._job = config
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._job = new_config
+        return True
+
+    def step(self) -> dict[str, Any]:
+        start = time.perf_counter()
+        cell = Cell.model_validate_json(self._job["cell"])
+        result: dict[str, Any] = {"done": True}
+        if self._job["kind"] == "victim":
+            try:
+                self._runner.prepare(cell)
+            except Exception as error:  # recorded for each cell of this victim
+                logger.debug("victim %s failed", cell.victim_id, exc_info=True)
+                result["error"] = reason(error)
+        else:
+            result["record"] = self._runner.run(cell).line().decode()
+        return {**result, "seconds": time.perf_counter() - start}
+
+
+class QueueSearcher(Searcher):  # type: ignore[misc]
+    """Hands the queue's jobs to Tune as its "suggestions"."""
+
+    def __init__(self, queue: JobQueue, limit: int | None) -> None:
+        super().__init__()
+        self.queue, self.jobs, self._limit = queue, dict[str, Job](), limit
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self.queue.finished():
+            return str(Searcher.FINISHED)
+        if self._limit is not None and len(self.jobs) >= self._limit:
+            return None
+        job = self.queue.next()
+        if job is None:
+            return None
+        self.jobs[trial_id] = job
+        return {"kind": job.kind, "cell": job.cell.model_dump_json()}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        return None
+
+
+class Recorder(tune.Callback):  # type: ignore[misc]
+    """Writes each record the moment its trial reports, and keeps queue, ledger and listener up to date."""
+
+    def __init__(self, searcher: QueueSearcher, store: RecordStore, portable: Portable, listener: Listener) -> None:
+        self._searcher, self._queue, self._store = searcher, searcher.queue, store
+        self._portable, self._listener = portable, listener
+        self.ledger = Ledger()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        job = self._searcher.jobs.get(trial.trial_id)
+        if job is not None:
+            self.ledger.first_start = self.ledger.first_start or time.monotonic()
+            self._queue.started(job)
+            self._listener.started(job)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        job = self._searcher.jobs.pop(trial.trial_id, None)
+        if job is None:
+            return
+        seconds = float(result["seconds"])
+        self.ledger.busy += seconds
+        if "error" in result:
+            self._fail(job, result["error"], seconds)
+            return
+        status = "ready"
+        if job.kind == "cell":
+            record = Record.model_validate_json(result["record"])
+            status = record.status
+            self._write(job, record)
+        known = status in ("ready", "ok", "no_trigger_detected", "diverged", "timeout")
+        self._queue.finish(job, seconds if known else None)
+        self._done(job, status, seconds)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        job = self._searcher.jobs.pop(trial.trial_id, None)
+        if job is not None:
+            lines = str(trial.get_error() or "").strip().splitlines()
+            self._fail(job, f"its worker died {RETRIES + 1} times: {lines[0] if lines else 'no reason given'}", 0.0)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._listener.tick()
+
+    def _fail(self, job: Job, why: str, seconds: float) -> None:
+        """A record for the cell, or for every cell of the victim."""
+        if job.kind == "victim":
+            lost = self._queue.fail_victim(job)
+            why = f"its victim could not be prepared: {why}"
+        else:
+            lost = [job]
+            self._queue.finish(job, None)
+        for one in lost:
+            self._write(one, Record(id=one.key, cell=one.cell, status="failed", reason=why))
+            self._done(one, "failed", seconds)
+
+    def _write(self, job: Job, record: Record) -> None:
+        if record.provenance is not None:
+            beside = {"cells_beside": self._queue.beside.get(job.key, 0)}
+            record = record.model_copy(update={"provenance": record.provenance.model_copy(update=beside)})
+        self._store.append(self._portable(record))
+
+    def _done(self, job: Job, status: str, seconds: float) -> None:
+        self.ledger.last_end = time.monotonic()
+        if job.kind == "cell":
+            self.ledger.statuses[status] = self.ledger.statuses.get(status, 0) + 1
+        self._listener.finished(job, status, seconds)
+
+
+def run_sweep(
+    queue: JobQueue,
+    grant: Grant,
+    settings: WorkerSettings,
+    store: RecordStore,
+    portable: Portable,
+    listener: Listener,
+    limit: int | None = None,
+) -> Ledger:
+    """Run every job of ``queue`` on the Ray that is up; when this returns, each of its cells has its record.
+
+    Args:
+        portable: gives a record the paths it is stored with.
+        limit: the most trials at once, where the cluster has room for more.
+    """
+    searcher = QueueSearcher(queue, limit)
+    recorder = Recorder(searcher, store, portable, listener)
+    scratch = store.folder / ".tune"
+    shutil.rmtree(scratch, ignore_errors=True)
+    trainable = tune.with_resources(
+        tune.with_parameters(CellTrainable, settings=settings), {"cpu": grant.cpu, "gpu": grant.gpu}
+    )
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            num_samples=-1,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name="sweep",
+            storage_path=str(scratch),
+            verbose=0,
+            callbacks=[recorder],
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return recorder.ledger
+
+
+def _trial_name(trial: Any) -> str:
+    return str(trial.trial_id)

@@ -1,0 +1,166 @@
+"""Which job runs next: victims first, the costly ones before the cheap, and cells as soon as their victim is there.
+
+Knows nothing of Ray: a queue that is asked for a job and told what became of it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bench.cells import Cell
+
+
+@dataclass(frozen=True)
+class Job:
+    """A victim to prepare, or a cell to run. ``cell`` of a victim job is any of the victim's cells."""
+
+    kind: Literal["victim", "cell"]
+    cell: Cell
+    key: str
+    """The victim's id or the cell's id."""
+    victim: str
+
+    @property
+    def family(self) -> str:
+        """Jobs of one family are expected to cost the same."""
+        if self.kind == "victim":
+            return f"victim {self.cell.dataset} {self.cell.model}"
+        return f"{self.cell.dataset} {self.cell.model} {self.cell.clean_size} {self.cell.defense}"
+
+
+@dataclass
+class Durations:
+    """Seconds that finished jobs took, by family."""
+
+    _sum: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    _count: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def add(self, family: str, seconds: float) -> None:
+        self._sum[family] += seconds
+        self._count[family] += 1
+
+    def mean(self, family: str) -> float | None:
+        count = self._count.get(family, 0)
+        return self._sum[family] / count if count else None
+
+    def overall(self) -> float | None:
+        count = sum(self._count.values())
+        return sum(self._sum.values()) / count if count else None
+
+
+class JobQueue:
+    """Hands out jobs. Every cell given ends in ``finish``, by itself or through its victim's failure.
+
+    Args:
+        cells: the cells to run, distinct.
+        ready: whether a victim needs no preparation.
+        costs: victims' relative costs; the largest goes first.
+    """
+
+    def __init__(self, cells: Iterable[Cell], ready: Callable[[Cell], bool], costs: Mapping[str, float]) -> None:
+        self.durations = Durations()
+        self.running: dict[str, Job] = {}
+        self.beside: dict[str, int] = {}
+        """By key: the largest number of other jobs that ran at any time during this one."""
+        self._order = itertools.count()
+        self._families: dict[str, list[tuple[int, Job]]] = defaultdict(list)
+        self._waiting: dict[str, list[Job]] = defaultdict(list)
+        self._victims: list[tuple[float, int, Job]] = []
+        self._unfinished: Counter[str] = Counter()
+        self.cells_left = 0
+        """Cells not finished, the running ones among them."""
+        self.victims_left = 0
+        for cell in cells:
+            victim = cell.victim_id
+            job = Job("cell", cell, cell.id, victim)
+            self._waiting[victim].append(job)
+            self._unfinished[job.family] += 1
+            self.cells_left += 1
+        for victim, jobs in list(self._waiting.items()):
+            if ready(jobs[0].cell):
+                self._release(victim)
+            else:
+                job = Job("victim", jobs[0].cell, victim, victim)
+                heapq.heappush(self._victims, (-costs.get(victim, 0.0), next(self._order), job))
+                self._unfinished[job.family] += 1
+                self.victims_left += 1
+
+    def next(self) -> Job | None:
+        """A job to start now, or None: there is none, or all that are left wait for a victim."""
+        return heapq.heappop(self._victims)[2] if self._victims else self._longest()
+
+    def started(self, job: Job) -> None:
+        self.running[job.key] = job
+        for key in self.running:
+            self.beside[key] = max(self.beside.get(key, 0), len(self.running) - 1)
+
+    def finish(self, job: Job, seconds: float | None) -> None:
+        """``job`` is done; ``seconds`` it took, if that says anything of the next one of its family."""
+        self._end(job)
+        if seconds is not None:
+            self.durations.add(job.family, seconds)
+        if job.kind == "victim":
+            self._release(job.victim)
+
+    def fail_victim(self, job: Job) -> list[Job]:
+        """The victim cannot be prepared; returns its cells, which are finished too."""
+        self._end(job)
+        jobs = self._waiting.pop(job.victim, [])
+        for one in jobs:
+            self._end(one)
+        return jobs
+
+    def finished(self) -> bool:
+        return self.cells_left == 0
+
+    def seconds_left(self, workers: int) -> float | None:
+        """What the remaining jobs will take, from what finished ones took; None while nothing is known.
+
+        Running jobs count as half done.
+        """
+        fallback = self.durations.overall()
+        if fallback is None:
+            return None
+        counts = Counter(job.family for job in self.running.values())
+        total = sum(self._guess(name, fallback) * (left - counts[name] / 2) for name, left in self._unfinished.items())
+        return total / max(1, workers)
+
+    def _guess(self, family: str, fallback: float) -> float:
+        mean = self.durations.mean(family)
+        return fallback if mean is None else mean
+
+    def _end(self, job: Job) -> None:
+        self.running.pop(job.key, None)
+        self._unfinished[job.family] -= 1
+        if job.kind == "victim":
+            self.victims_left -= 1
+        else:
+            self.cells_left -= 1
+
+    def _release(self, victim: str) -> None:
+        for job in self._waiting.pop(victim, []):
+            heapq.heappush(self._families[job.family], (next(self._order), job))
+
+    def _longest(self) -> Job | None:
+        """From the family that takes longest: the short ones at the end even out when the workers stop.
+
+        A family nobody has seen yet comes first, since it may be the longest.
+        """
+        families = [name for name, jobs in self._families.items() if jobs]
+        if not families:
+            return None
+
+        def rank(name: str) -> tuple[float, int]:
+            mean = self.durations.mean(name)
+            return (float("inf") if mean is None else mean), -self._families[name][0][0]
+
+        best = max(families, key=rank)
+        job = heapq.heappop(self._families[best])[1]
+        if not self._families[best]:
+            del self._families[best]
+        return job

@@ -1,0 +1,67 @@
+"""Peak memory of a defense."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+
+class PeakMemory:
+    """The most memory held at once between the creation of this and ``pause()``; what a pause holds is left out.
+
+    On a CUDA device: the peak of torch's own allocator there, in bytes, the victim and the clean set included. On
+    the CPU: by how much the peak of the process's resident memory exceeds what was resident at the start. Memory
+    that earlier cells of the same worker left to the allocator is reused without showing up, so the CPU's figure
+    is a lower bound, exact for the first cell of a worker. Linux forgets earlier peaks on request; elsewhere an
+    earlier, higher peak hides this one, and the figure is 0.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.bytes = 0
+        self._device = device
+        self._start = 0
+        self.resume()
+        if device.type != "cuda":
+            self._start = _status("VmRSS") or _peak()
+
+    def resume(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            _forget_peak()
+
+    def pause(self) -> None:
+        if self._device.type == "cuda":
+            peak = int(torch.cuda.max_memory_allocated(self._device))
+        else:
+            peak = _peak() - self._start
+        self.bytes = max(self.bytes, peak)
+
+
+def _forget_peak() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _peak() -> int:
+    found = _status("VmHWM")
+    if found is not None:
+        return found
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _status(field: str) -> int | None:
+    """A field of /proc/self/status in bytes; None where there is no such file or field."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None

@@ -1,0 +1,164 @@
+"""One combination of a sweep's grid to a cell: defaults filled in, what plays no part taken out, files digested.
+
+Combinations that would give the same figures become equal cells, and so one record.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adapters import attacks, defenses
+from adapters.errors import UserError
+from adapters.protocols import Defense
+from bench import files
+from bench.cells import Cell, CheckpointVictim, ImageTrigger, Training, TriggerTarget
+from bench.training import default_training
+from bench.validation import validated
+
+DEFAULT_RADIUS = 10.0
+"""C_delta where a defense uses it and the sweep names none: the paper's."""
+
+KNOWN_KEYS = tuple(name for name in Cell.model_fields if name != "seed")
+ATTACK_KEYS = frozenset({"attack", "target", "poison_ratio", "training"})
+"""What a victim from a checkpoint makes superfluous."""
+
+
+class Normaliser:
+    """Makes cells of trees. ``used`` gathers the keys that at least one cell depends on.
+
+    Defenses, files and triggers occur in many combinations; each is checked and digested once.
+    """
+
+    def __init__(self, key_of: Callable[[str], str], folders: Sequence[Path]) -> None:
+        self.used: set[str] = set()
+        self._key_of = key_of
+        self._folders = folders
+        self._cache: dict[str, Any] = {}
+
+    def cell(self, tree: Mapping[str, Any], seed: int) -> Cell:
+        """The cell of one combination and repetition; raises ``UserError`` naming the key at fault."""
+        parts = {name: value for name, value in tree.items() if value is not None}
+        cell: dict[str, Any] = {"seed": seed}
+        for name in ("dataset", "model", "defense"):
+            if name not in parts:
+                raise UserError(f"cell.{name}: found nothing; expected a name, in cell or as an axis of grid")
+        cell |= self._victim(parts)
+        for name in ("dataset", "model", "min_asr", "time_limit"):
+            if name in parts:
+                cell[name] = parts[name]
+        cell |= self._defense(parts)
+        self.used |= cell.keys() & parts.keys()
+        # A key that says null asks for the default, which is no use that could be wrong.
+        self.used |= {name for name in tree if tree[name] is None}
+        return validated(Cell, cell, self._key_of)
+
+    def _defense(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+        defense = self._once("defense", parts["defense"], self._build_defense)
+        cell = {"defense": {"name": defense.name, **defense.model_dump(mode="json")}}
+        if "clean_size" in parts:
+            # Kept whatever the defense: the error gap is taken on the clean set.
+            cell["clean_size"] = parts["clean_size"]
+        elif "clean_size" in defense.uses:
+            raise UserError(f"cell.clean_size: found nothing; expected how many images {defense.name!r} may use")
+        if "radius" in defense.uses:
+            cell["radius"] = parts.get("radius", DEFAULT_RADIUS)
+        return cell
+
+    def _build_defense(self, spec: Any) -> Defense:
+        if not isinstance(spec, str) and not (isinstance(spec, dict) and isinstance(spec.get("name"), str)):
+            key = self._key_of("defense")
+            raise UserError(f"{key}: found {spec!r}; expected a name, or a mapping such as {{name: ibau, rounds: 2}}")
+        return defenses.build(spec)
+
+    def _victim(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """The keys that say which poisoned model: ``victim``, or those of ``ATTACK_KEYS``."""
+        if "victim" in parts:
+            return {"victim": self._once("victim", parts["victim"], self._checkpoint)}
+        for name in ("attack", "poison_ratio"):
+            if name not in parts:
+                raise UserError(f"cell.{name}: found nothing; expected it, or a victim from a checkpoint")
+        attack = parts["attack"]
+        cell: dict[str, Any] = {
+            "attack": self._once("attack", attack, self._attack),
+            "poison_ratio": parts["poison_ratio"],
+            "training": self._training(parts),
+        }
+        if not isinstance(attack, list):
+            if "target" not in parts:
+                raise UserError("cell.target: found nothing; expected a class number or all_to_all")
+            cell["target"] = parts["target"]
+        return cell
+
+    def _training(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+        given = parts.get("training", {})
+        if not isinstance(given, Mapping):
+            key = self._key_of("training")
+            raise UserError(f"{key}: found {given!r}; expected a mapping with {', '.join(Training.model_fields)}")
+        tree = {**default_training(str(parts["dataset"])), **given}
+        checked: dict[str, Any] = self._once("training", tree, self._check_training)
+        return checked
+
+    def _check_training(self, tree: dict[str, Any]) -> dict[str, Any]:
+        return validated(Training, tree, self._nested("training")).model_dump(mode="json")
+
+    def _checkpoint(self, tree: Any) -> dict[str, Any]:
+        key = self._key_of("victim")
+        if not isinstance(tree, Mapping):
+            raise UserError(f"{key}: found {tree!r}; expected a mapping with checkpoint, trigger and target")
+        _refuse_digest(tree, key)
+        victim = validated(CheckpointVictim, tree, self._nested("victim"))
+        path = files.find(victim.checkpoint, f"{key}.checkpoint", self._folders)
+        return {
+            "checkpoint": str(path),
+            "digest": attacks.digest([path], f"{key}.checkpoint"),
+            "trigger": self._trigger(tree["trigger"], f"{key}.trigger"),
+            "target": victim.target,
+        }
+
+    def _attack(self, spec: Any) -> Any:
+        key = self._key_of("attack")
+        if not isinstance(spec, list):
+            return self._trigger(spec, key)
+        if not spec:
+            raise UserError(f"{key}: found an empty list; expected at least one {{attack, target}}")
+        rows = []
+        for number, row in enumerate(spec):
+            if not isinstance(row, Mapping):
+                raise UserError(f"{key}.{number}: found {row!r}; expected a mapping with attack and target")
+            checked = validated(TriggerTarget, row, self._nested(f"attack.{number}"))
+            rows.append({"attack": self._trigger(row["attack"], f"{key}.{number}.attack"), "target": checked.target})
+        return rows
+
+    def _trigger(self, spec: Any, key: str) -> Any:
+        """A trigger's name as it is; an image's mapping with its paths found and digested."""
+        if not isinstance(spec, Mapping):
+            if not isinstance(spec, str):
+                raise UserError(f"{key}: found {spec!r}; expected a trigger's name or {{image: PATH, mode: add}}")
+            return spec
+        _refuse_digest(spec, key)
+        validated(ImageTrigger, spec, key)
+        tree = dict(spec)
+        for part in ("image", "mask"):
+            if tree.get(part) is not None:
+                tree[part] = str(files.find(tree[part], f"{key}.{part}", self._folders))
+        attacks.check(tree, key)
+        tree["digest"] = attacks.digest([tree["image"], tree.get("mask")], key)
+        return tree
+
+    def _nested(self, path: str) -> str:
+        first, dot, rest = path.partition(".")
+        return self._key_of(first) + dot + rest
+
+    def _once(self, kind: str, spec: Any, make: Callable[[Any], Any]) -> Any:
+        text = f"{kind}:{json.dumps(spec, sort_keys=True, default=str)}"
+        if text not in self._cache:
+            self._cache[text] = make(spec)
+        return self._cache[text]
+
+
+def _refuse_digest(tree: Mapping[str, Any], key: str) -> None:
+    if "digest" in tree:
+        raise UserError(f"{key}.digest: unknown key; expected it to be left out, for it is computed from the file")

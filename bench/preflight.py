@@ -1,0 +1,121 @@
+"""What can be known to be wrong before the first cell runs, found out first, one line each.
+
+``check_names`` looks at names and files and takes no time; ``check_data`` decodes the data sets and builds the
+models, which the sweep needs anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapters import attacks, checkpoints, datasets, models
+from adapters.errors import UserError
+from adapters.protocols import ImageTensors
+from bench.cells import Cell, ImageTrigger
+from bench.spec import SweepPlan
+from bench.splits import check_clean_size
+
+Target = int | str
+
+
+def check_names(plan: SweepPlan) -> None:
+    """Data sets, models and triggers are known, checkpoints are state dicts; ``UserError`` otherwise."""
+    for name in dict.fromkeys(cell.dataset for cell in plan.cells):
+        _at(plan, "dataset", lambda name=name: datasets.check_name(name))
+    for name in dict.fromkeys(cell.model for cell in plan.cells):
+        _at(plan, "model", lambda name=name: models.check_name(name))
+    for cell in distinct_victims(plan.cells):
+        for spec, _, key in _triggers(cell):
+            _at(plan, key, lambda spec=spec, key=key: attacks.check(spec, plan.key(key)))
+
+
+def check_data(plan: SweepPlan, cache_dir: Path) -> dict[str, float]:
+    """Everything fits the data: targets, poison ratios, clean sizes, triggers, checkpoints; ``UserError`` otherwise.
+
+    Returns each victim's cost by id, in training images times the model's operations: good for sorting only.
+    """
+    loaded = {
+        name: datasets.load(name, plan.data_root, cache_dir) for name in dict.fromkeys(c.dataset for c in plan.cells)
+    }
+    sizes = {(cell.dataset, cell.clean_size) for cell in plan.cells if cell.clean_size is not None}
+    for name, size in sorted(sizes):
+        check_clean_size(loaded[name].pool_size, size, plan.key("clean_size"))
+    weights: dict[tuple[str, str], float] = {}
+    checked: set[Any] = set()
+    costs = {}
+    for cell in distinct_victims(plan.cells):
+        data = loaded[cell.dataset]
+        key = cell.model_copy(update={"seed": 0}).victim_id
+        if key not in checked:
+            checked.add(key)
+            _check_victim(plan, cell, data)
+        if (cell.dataset, cell.model) not in weights:
+            weights[cell.dataset, cell.model] = _weight(cell.model, data)
+        epochs = cell.training.epochs if cell.training else 0
+        costs[cell.victim_id] = weights[cell.dataset, cell.model] * len(data.train.labels) * epochs
+    return costs
+
+
+def distinct_victims(cells: tuple[Cell, ...]) -> list[Cell]:
+    """One cell for each victim, in the order of the plan."""
+    return list({cell.victim_id: cell for cell in reversed(cells)}.values())[::-1]
+
+
+def _check_victim(plan: SweepPlan, cell: Cell, data: ImageTensors) -> None:
+    maps = []
+    for spec, target, key in _triggers(cell):
+        attacks.build(spec, data.image_shape, 0, plan.key(key))
+        maps.append(attacks.label_map(target, data.num_classes, plan.key(_target_key(key))))
+    if cell.poison_ratio is not None:
+        attacks.poison_count(data.train.labels, maps, cell.poison_ratio, plan.key("poison_ratio"))
+    if cell.victim is not None:
+        path = Path(cell.victim.checkpoint)
+        model = models.build(cell.model, data.num_classes, data.image_shape)
+        _at(plan, "victim.checkpoint", lambda: checkpoints.load_into(model, path))
+
+
+def _triggers(cell: Cell) -> Iterator[tuple[Any, Target, str]]:
+    """Each trigger of ``cell`` as ``adapters.attacks`` takes it, its target, and the key that names it."""
+    if cell.victim is not None:
+        yield _spec(cell.victim.trigger), cell.victim.target, "victim.trigger"
+    elif isinstance(cell.attack, tuple):
+        for number, one in enumerate(cell.attack):
+            yield _spec(one.attack), one.target, f"attack.{number}.attack"
+    elif cell.attack is not None and cell.target is not None:
+        yield _spec(cell.attack), cell.target, "attack"
+
+
+def _target_key(key: str) -> str:
+    parents, _, _ = key.rpartition(".")
+    return f"{parents}.target" if parents else "target"
+
+
+def _spec(trigger: str | ImageTrigger) -> Any:
+    return trigger.model_dump() if isinstance(trigger, ImageTrigger) else trigger
+
+
+def _weight(name: str, data: ImageTensors) -> float:
+    """Multiplications and additions of one forward pass, counted by torch; parameters where that fails."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = models.build(name, data.num_classes, data.image_shape).eval()
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.zeros(1, *data.image_shape))
+        return float(counter.get_total_flops())
+    except (RuntimeError, NotImplementedError, AttributeError):
+        return float(sum(value.numel() for value in model.parameters()))
+
+
+def _at(plan: SweepPlan, name: str, check: Any) -> None:
+    """Run ``check``; where its error names the key of a cell, name the sweep file's own key instead."""
+    try:
+        check()
+    except UserError as error:
+        key, colon, rest = str(error).partition(": ")
+        known = key in (name, f"cell.{name}")
+        raise UserError(f"{plan.key(name)}: {rest}" if colon and known else str(error)) from error

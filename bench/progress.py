@@ -1,0 +1,122 @@
+"""Progress of a sweep: a live display on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from bench.cells import Cell, ImageTrigger
+from bench.jobs import Job, JobQueue
+
+LINE_SECONDS = 10.0
+"""At most one line in this time where there is no terminal, but for failures."""
+SHOWN = 16
+"""Running jobs named at once."""
+
+
+def describe(job: Job) -> str:
+    """The job in a few words: what distinguishes it from its neighbours."""
+    cell = job.cell
+    parts = [cell.dataset, cell.model, _attack(cell)]
+    if cell.poison_ratio is not None:
+        parts.append(f"poison {cell.poison_ratio:g}")
+    if job.kind == "cell":
+        parts += [f"n {cell.clean_size}"] if cell.clean_size is not None else []
+        parts += [f"C_δ {cell.radius:g}"] if cell.radius is not None else []
+    parts.append(f"seed {cell.seed}")
+    head = "victim" if job.kind == "victim" else str(cell.defense["name"])
+    return f"{head}: {', '.join(parts)}"
+
+
+def _attack(cell: Cell) -> str:
+    if cell.victim is not None:
+        return cell.victim.checkpoint.rsplit("/", 1)[-1]
+    if isinstance(cell.attack, tuple):
+        return f"{len(cell.attack)} triggers"
+    if isinstance(cell.attack, ImageTrigger):
+        return cell.attack.image.rsplit("/", 1)[-1]
+    return f"{cell.attack} → {cell.target}"
+
+
+def duration(seconds: float) -> str:
+    """42 s, 3:07 or 1:02:09."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Progress:
+    """Watches a queue. ``total`` counts all cells of the sweep, ``earlier`` those that had their record before."""
+
+    def __init__(self, console: Console, queue: JobQueue, total: int, earlier: int, workers: int) -> None:
+        self._console, self._queue, self._workers = console, queue, workers
+        self._total, self._earlier = total, earlier
+        self._start = time.monotonic()
+        self._since: dict[str, tuple[Job, float]] = {}
+        self._failed = 0
+        self._last_line = 0.0
+        self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._render)
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def started(self, job: Job) -> None:
+        self._since[job.key] = (job, time.monotonic())
+        self._line()
+
+    def finished(self, job: Job, status: str, seconds: float) -> None:
+        self._since.pop(job.key, None)
+        if status in ("failed", "attack_failed", "diverged"):
+            self._failed += status == "failed"
+            self._console.print(f"  {status}: {describe(job)}", highlight=False, markup=False)
+        self._line()
+
+    def tick(self) -> None:
+        self._line()
+
+    def _line(self) -> None:
+        now = time.monotonic()
+        if self._console.is_terminal or now - self._last_line < LINE_SECONDS:
+            return
+        self._last_line = now
+        running = "; ".join(describe(job) for job, _ in list(self._since.values())[:SHOWN]) or "starting"
+        self._console.print(f"{self._counts()} | {running}", highlight=False, markup=False, soft_wrap=True)
+
+    def _counts(self) -> str:
+        left = self._queue.cells_left
+        done = self._total - left
+        victims = f", {self._queue.victims_left} victims to prepare" if self._queue.victims_left else ""
+        failed = f", {self._failed} failed" if self._failed else ""
+        elapsed = duration(time.monotonic() - self._start)
+        return f"{done}/{self._total} cells done, {left} left{victims}{failed} | {elapsed} so far, {self._eta()}"
+
+    def _eta(self) -> str:
+        seconds = self._queue.seconds_left(self._workers)
+        return "time left not known yet" if seconds is None else f"about {duration(seconds)} left"
+
+    def _render(self) -> Group:
+        done = self._total - self._queue.cells_left
+        rows = Table.grid(padding=(0, 2))
+        now = time.monotonic()
+        for job, since in list(self._since.values())[:SHOWN]:
+            rows.add_row("▸", Text(describe(job)), duration(now - since))
+        if len(self._since) > SHOWN:
+            rows.add_row("", f"and {len(self._since) - SHOWN} more", "")
+        if not self._since:
+            rows.add_row("", Text("workers are starting", style="dim"), "")
+        return Group(ProgressBar(self._total, done, width=60), Text(self._counts()), rows)

@@ -1,0 +1,237 @@
+"""The store: one JSON object a line, one line a cell, appended as cells finish and never rewritten.
+
+A line is written at once and synced, under a lock, so that a crash can cut at most the last one; that one is moved
+aside when the store is next opened for writing, and every other stays.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adapters.errors import UserError
+from bench.cells import SCHEMA_VERSION, Cell
+
+logger = logging.getLogger(__name__)
+
+FILE = "records.jsonl"
+Status = Literal["ok", "no_trigger_detected", "attack_failed", "diverged", "timeout", "failed"]
+Interval = tuple[float, float]
+"""95 % interval, both ends in [0, 1]."""
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class VictimFigures(_Row):
+    """The poisoned model before any defense. ``seconds``: its training; null for one from a checkpoint."""
+
+    id: str
+    acc: float
+    asr: float
+    ra: float
+    seconds: float | None = None
+
+
+class Passes(_Row):
+    """Images that went forward and backward through the network during the defense."""
+
+    forward: int
+    backward: int
+
+
+class Provenance(_Row):
+    """Where a record comes from. Nothing of it enters the cell's id."""
+
+    commit: str | None
+    dirty: bool | None
+    """Whether the checkout had changes beside that commit."""
+    python: str
+    torch: str
+    package: str
+    device: str
+    threads: int
+    cells_beside: int = 0
+    """The largest number of other cells that ran on the same cluster at any time during this one."""
+    started: str
+    """UTC, ISO 8601."""
+
+
+class Record(_Row):
+    """What became of one cell. A cell that was not scored has null figures."""
+
+    schema_version: int = Field(default=SCHEMA_VERSION, validation_alias="schema", serialization_alias="schema")
+    id: str
+    cell: Cell
+    status: Status
+    reason: str | None = None
+    victim: VictimFigures | None = None
+    acc: float | None = None
+    acc_interval: Interval | None = None
+    asr: float | None = None
+    asr_interval: Interval | None = None
+    ra: float | None = None
+    ra_interval: Interval | None = None
+    der: float | None = None
+    der_interval: Interval | None = None
+    error_gap: float | None = None
+    error_gap_interval: Interval | None = None
+    seconds: float | None = None
+    seconds_to_effect: float | None = None
+    peak_memory_bytes: int | None = None
+    passes: Passes | None = None
+    rounds: tuple[dict[str, Any], ...] = ()
+    provenance: Provenance | None = None
+
+    def line(self) -> bytes:
+        """The record as one line of JSON. A NaN or an infinity in it raises ``ValueError``."""
+        text = json.dumps(self.model_dump(mode="json", by_alias=True), allow_nan=False, separators=(",", ":"))
+        return text.encode() + b"\n"
+
+
+def jsonable(value: Any) -> Any:
+    """``value`` as plain JSON: numbers of numpy or torch as Python's, NaN and infinities as null, the rest as text."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [jsonable(item) for item in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "tolist"):
+        return jsonable(value.tolist())
+    return str(value)
+
+
+class RecordStore:
+    """The records of one results folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / FILE
+        self._lock = FileLock(str(folder / f".{FILE}.lock"))
+
+    def read(self) -> list[Record]:
+        """Every intact record, each id once (the latest). Writes nothing; a damaged line is skipped with a warning.
+
+        Raises ``UserError`` for a record of another schema version, or one that is no record of ours.
+        """
+        intact, damaged = self._lines()
+        if damaged:
+            logger.warning("%s: %d damaged line(s) skipped", self.path, len(damaged))
+        records = (self._parse(line, number) for number, line in intact)
+        return list({record.id: record for record in records}.values())
+
+    def append(self, record: Record) -> None:
+        """Add ``record``; when this returns it is on disk."""
+        if record.id != record.cell.id:
+            raise ValueError(f"record {record.id} is not of its cell {record.cell.id}")
+        line = record.line()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._lock:
+            self._mend()
+            _write(self.path, line)
+
+    def repair(self) -> int:
+        """Move damaged lines to ``records.jsonl.damaged``; returns how many there were."""
+        if not self.path.exists():
+            return 0
+        with self._lock:
+            intact, damaged = self._lines()
+            if damaged:
+                logger.warning("%s: %d damaged line(s) moved to %s.damaged", self.path, len(damaged), FILE)
+                _write(self.path.with_name(f"{FILE}.damaged"), b"".join(line + b"\n" for _, line in damaged))
+                self._replace(line for _, line in intact)
+            else:
+                self._mend()
+            return len(damaged)
+
+    def drop(self, ids: Iterable[str]) -> None:
+        """Take the records of ``ids`` out, into ``records.jsonl.superseded``: their cells are to be run again."""
+        gone = set(ids)
+        with self._lock:
+            intact, _ = self._lines()
+            kept: list[bytes] = []
+            dropped: list[bytes] = []
+            for number, line in intact:
+                (dropped if self._parse(line, number).id in gone else kept).append(line)
+            _write(self.path.with_name(f"{FILE}.superseded"), b"".join(line + b"\n" for line in dropped))
+            self._replace(kept)
+
+    def _lines(self) -> tuple[list[tuple[int, bytes]], list[tuple[int, bytes]]]:
+        """Numbered lines that hold a JSON object, and those that do not (cut, or overwritten by garbage)."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return [], []
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({error}); expected a file of records") from error
+        intact: list[tuple[int, bytes]] = []
+        damaged: list[tuple[int, bytes]] = []
+        for number, line in enumerate(content.split(b"\n"), start=1):
+            if line.strip():
+                (intact if _is_object(line) else damaged).append((number, line))
+        return intact, damaged
+
+    def _parse(self, line: bytes, number: int) -> Record:
+        version = json.loads(line).get("schema")
+        where = f"{self.path} line {number}"
+        if version != SCHEMA_VERSION:
+            raise UserError(f"{where}: schema {version!r}; expected {SCHEMA_VERSION}, or a new --out folder")
+        try:
+            return Record.model_validate_json(line)
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in fault["loc"])
+            raise UserError(f"{where}: {key}: {fault['msg']}; expected a record of this program") from error
+
+    def _mend(self) -> None:
+        """End the file with a newline, lest a line be glued to one that a crash cut."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(-1, os.SEEK_END)
+                last = file.read(1)
+        except (FileNotFoundError, OSError):  # none yet, or empty
+            return
+        if last != b"\n":
+            _write(self.path, b"\n")
+
+    def _replace(self, lines: Iterable[bytes]) -> None:
+        temporary = self.path.with_name(f".{FILE}.{os.getpid()}.tmp")
+        temporary.unlink(missing_ok=True)
+        _write(temporary, b"".join(line + b"\n" for line in lines))
+        temporary.replace(self.path)
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Append ``content`` and sync it; on a full disk leave the file as it was, and raise."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(file).st_size
+        try:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(file, rest) :]
+            os.fsync(file)
+        except OSError:
+            os.ftruncate(file, size)
+            raise
+    finally:
+        os.close(file)

@@ -1,0 +1,259 @@
+"""A cell in, a record out: the victim, the defense under the clock, the scores."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar, cast
+
+import torch
+from torch import nn
+
+from adapters import datasets, defenses
+from adapters.protocols import Defense, DefenseContext, DefenseResult, ImageTensors, LabelledImages, PassCounter
+from bench.cells import Cell, content_hash
+from bench.memory import PeakMemory
+from bench.provenance import Commit, provenance
+from bench.records import Passes, Record, Status, VictimFigures, jsonable
+from bench.scoring import Scorer, Scores, der
+from bench.seeds import derive_seed
+from bench.splits import Split, clean_indices, split_test
+from bench.victims import Victim, VictimStore, cell_attacks
+
+logger = logging.getLogger(__name__)
+
+EFFECT_ASR = 0.2
+EFFECT_ACC_LOSS = 0.1
+"""A defense has taken effect once ASR is below the one and ACC has fallen by at most the other (Table 6)."""
+
+Value = TypeVar("Value")
+
+
+class _Recent(Generic[Value]):
+    """The ``size`` values used last, each made once."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._items: OrderedDict[Hashable, Value] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        if key not in self._items:
+            while len(self._items) >= self._size:  # before making: two large values need not be held at once
+                self._items.popitem(last=False)
+            self._items[key] = make()
+        self._items.move_to_end(key)
+        return self._items[key]
+
+
+class Prepared(NamedTuple):
+    """What the cells of one victim share."""
+
+    data: ImageTensors
+    split: Split
+    scorer: Scorer
+    victim: Victim
+    before: Scores
+
+
+@dataclass
+class Clock:
+    """Seconds of the defense's own work: stopped while the harness scores. CUDA is synchronised at both ends."""
+
+    device: torch.device
+    _total: float = 0.0
+    _since: float | None = None
+
+    def start(self) -> None:
+        self._since = self._now()
+
+    def stop(self) -> None:
+        if self._since is not None:
+            self._total += self._now() - self._since
+            self._since = None
+
+    @property
+    def seconds(self) -> float:
+        return self._total + (0.0 if self._since is None else time.perf_counter() - self._since)
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+@dataclass(frozen=True)
+class _TimedContext(DefenseContext):
+    """A context whose time limit counts the defense's own seconds only."""
+
+    clock: Clock = field(default_factory=lambda: Clock(torch.device("cpu")))
+    limit: float | None = None
+
+    def out_of_time(self) -> bool:
+        return self.limit is not None and self.clock.seconds > self.limit
+
+
+class CellRunner:
+    """Runs cells on one device, one after the other, and keeps what the next one is likely to need again."""
+
+    def __init__(self, data_root: Path, cache_dir: Path, device: torch.device, commit: Commit) -> None:
+        self._data_root, self._cache_dir, self._device, self._commit = data_root, cache_dir, device, commit
+        self._victims = VictimStore(cache_dir)
+        self._data: _Recent[ImageTensors] = _Recent(2)
+        self._prepared: _Recent[Prepared] = _Recent(2)
+
+    def prepare(self, cell: Cell) -> Prepared:
+        """The victim of ``cell``, trained if nobody has it yet, and its scores."""
+        return self._prepared.get(cell.victim_id, lambda: self._prepare(cell))
+
+    def _prepare(self, cell: Cell) -> Prepared:
+        data = self._data.get(cell.dataset, lambda: datasets.load(cell.dataset, self._data_root, self._cache_dir))
+        split = split_test(data, derive_seed("split", cell.dataset, cell.seed))
+        scorer = Scorer(data, split, cell_attacks(cell, data), self._device)
+        victim = self._victims.get_or_train(cell, data, self._device)
+        return Prepared(data, split, scorer, victim, self._victims.scores(victim, scorer))
+
+    def run(self, cell: Cell) -> Record:
+        """The record of ``cell``. An exception becomes a record too: of status ``failed``, with its reason."""
+        source = provenance(self._device, self._commit)
+        try:
+            return run_cell(cell, self.prepare(cell), self._device).model_copy(update={"provenance": source})
+        except Exception as error:  # the boundary: whatever a plug-in raises ends here
+            logger.debug("cell %s failed", cell.id, exc_info=True)
+            return Record(id=cell.id, cell=cell, status="failed", reason=reason(error), provenance=source)
+
+
+def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
+    """Defend the victim as ``cell`` says and score what comes out. Raises whatever the defense raises."""
+    victim, before = prepared.victim, prepared.before
+    figures = VictimFigures(id=victim.id, acc=before.acc, asr=before.asr, ra=before.ra, seconds=victim.seconds)
+    least = cell.min_asr * (before.acc if _is_all_to_all(cell) else 1.0)
+    if before.asr < least:
+        why = f"the victim's ASR is {before.asr:.4f}; expected at least {least:.4f} (min_asr {cell.min_asr:g})"
+        return Record(id=cell.id, cell=cell, status="attack_failed", reason=why, victim=figures)
+    clean = _clean_set(cell, prepared, device)
+    run = _defend(cell, prepared, clean, device)
+    after = prepared.scorer.score(run.result.model)
+    gap = prepared.scorer.error_gap(run.result.model, clean, after) if len(clean.labels) else None
+    rating = der(before, after, seed=derive_seed("der", cell.id))
+    effect = run.seconds_to_effect
+    if effect is None and _has_effect(before, after):
+        effect = run.seconds
+    return Record(
+        id=cell.id,
+        cell=cell,
+        status=cast(Status, run.result.status),  # a plug-in's word: pydantic checks it
+        reason=run.result.reason,
+        victim=figures,
+        acc=after.acc,
+        acc_interval=after.acc_interval,
+        asr=after.asr,
+        asr_interval=after.asr_interval,
+        ra=after.ra,
+        ra_interval=after.ra_interval,
+        der=rating.value,
+        der_interval=rating.interval,
+        error_gap=gap.value if gap else None,
+        error_gap_interval=gap.interval if gap else None,
+        seconds=run.seconds,
+        seconds_to_effect=effect,
+        peak_memory_bytes=run.peak_memory,
+        passes=run.passes,
+        rounds=tuple(run.rounds),
+    )
+
+
+class _Run(NamedTuple):
+    result: DefenseResult
+    seconds: float
+    seconds_to_effect: float | None
+    peak_memory: int
+    passes: Passes
+    rounds: list[dict[str, Any]]
+
+
+def _defend(cell: Cell, prepared: Prepared, clean: LabelledImages, device: torch.device) -> _Run:
+    """Run the defense on a copy of the victim; the clock, the counter and the memory watch stop while scoring."""
+    defense = build_defense(cell)
+    model = copy.deepcopy(prepared.victim.model)
+    clock, passes = Clock(device), PassCounter()
+    detach = passes.attach(model)
+    rounds: list[dict[str, Any]] = []
+    effect: list[float] = []
+
+    def on_round(current: nn.Module, info: Mapping[str, Any]) -> None:
+        clock.stop()
+        memory.pause()
+        passes.enabled = False
+        scores = prepared.scorer.score(current)
+        if not effect and _has_effect(prepared.before, scores):
+            effect.append(clock.seconds)
+        rounds.append({"acc": scores.acc, "asr": scores.asr, "seconds": clock.seconds, **jsonable(info)})
+        passes.enabled = True
+        memory.resume()
+        clock.start()
+
+    limit = cell.time_limit
+    context = _TimedContext(
+        num_classes=prepared.data.num_classes,
+        device=device,
+        seed=_defense_seed(cell),
+        radius=cell.radius,
+        deadline=None if limit is None else time.monotonic() + limit,
+        on_round=on_round,
+        passes=passes,
+        clock=clock,
+        limit=limit,
+    )
+    memory = PeakMemory(device)
+    clock.start()
+    result = defense.run(model, clean, context)
+    clock.stop()
+    memory.pause()
+    passes.enabled = False
+    detach()
+    counted = Passes(**passes.as_dict())
+    return _Run(result, clock.seconds, effect[0] if effect else None, memory.bytes, counted, rounds)
+
+
+def build_defense(cell: Cell) -> Defense:
+    return defenses.build(dict(cell.defense))
+
+
+def _clean_set(cell: Cell, prepared: Prepared, device: torch.device) -> LabelledImages:
+    """The defender's images, float32 in [0, 1] on ``device``: (n, C, H, W), and their labels (n,)."""
+    test = prepared.data.test
+    if cell.clean_size is None:
+        index = torch.empty(0, dtype=torch.int64)
+    else:
+        index = clean_indices(prepared.split, cell.clean_size)
+    return LabelledImages(test.images[index].to(device).float().div_(255), test.labels[index].to(device))
+
+
+def _defense_seed(cell: Cell) -> int:
+    """Data set, attack, defense and repetition: cells that differ in another axis share their random numbers."""
+    attack = content_hash(cell.model_dump(mode="json", include={"attack", "target", "victim"}))
+    return derive_seed("defense", cell.dataset, attack, cell.defense["name"], cell.seed)
+
+
+def _is_all_to_all(cell: Cell) -> bool:
+    targets = [cell.victim.target if cell.victim else cell.target]
+    if isinstance(cell.attack, tuple):
+        targets = [one.target for one in cell.attack]
+    return "all_to_all" in targets
+
+
+def _has_effect(before: Scores, after: Scores) -> bool:
+    return after.asr < EFFECT_ASR and before.acc - after.acc <= EFFECT_ACC_LOSS
+
+
+def reason(error: BaseException) -> str:
+    """One line: the exception and the last frame of its traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
+    return " ".join(f"{type(error).__name__}: {error}{where}".split())

@@ -1,0 +1,139 @@
+"""One call of the sweep command, from a plan to its table: what is left to do, doing it, telling of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from bench import cluster, preflight
+from bench.cells import Cell
+from bench.files import portable
+from bench.jobs import JobQueue
+from bench.progress import Progress, duration
+from bench.provenance import commit
+from bench.records import Record, RecordStore
+from bench.spec import SweepPlan
+from bench.summary import outcome, table
+from bench.victims import VictimStore
+
+if TYPE_CHECKING:
+    from bench.sweep import Options
+
+INTERRUPTED = 130
+
+
+class Session:
+    def __init__(self, options: Options, plan: SweepPlan, folder: Path) -> None:
+        self._options, self._plan, self._folder = options, plan, folder
+        self._console = Console(soft_wrap=True, highlight=False, markup=False)
+        self._store = RecordStore(folder)
+        self._start = time.monotonic()
+
+    def run(self) -> int:
+        """The exit status."""
+        plan, options = self._plan, self._options
+        self._say(f"{plan.name}: {plan.combinations} combinations, {len(plan.cells)} distinct cells")
+        left = self._left()
+        if options.dry_run:
+            return self._dry_run(left)
+        if not left:
+            self._say(f"nothing to compute: all {len(plan.cells)} cells have their record in {self._store.path}")
+            return self._end()
+        preflight.check_names(plan)
+        starting = cluster.ClusterStart(plan.resources, options.address, options.max_concurrent)
+        starting.start()
+        try:
+            costs = preflight.check_data(plan, options.cache)
+            grant = starting.wait()
+            return self._compute(left, costs, grant)
+        except KeyboardInterrupt:
+            done = len(plan.cells) - len(self._left())
+            self._say(
+                f"interrupted with {done} of {len(plan.cells)} cells recorded; the same command goes on from here"
+            )
+            return INTERRUPTED
+        finally:
+            starting.stop()
+
+    def _left(self) -> list[Cell]:
+        """Cells without a record. Failed ones have one, unless they are to be retried."""
+        if not self._options.dry_run:
+            self._store.repair()
+        records = {record.id: record for record in self._store.read()}
+        failed = [cell.id for cell in self._plan.cells if cell.id in records and records[cell.id].status == "failed"]
+        if failed and self._options.retry_failed and not self._options.dry_run:
+            self._store.drop(failed)
+            records = {name: record for name, record in records.items() if name not in failed}
+        elif failed:
+            self._say(f"{len(failed)} cells failed in an earlier run; --retry-failed runs them again")
+        return [cell for cell in self._plan.cells if cell.id not in records]
+
+    def _dry_run(self, left: Sequence[Cell]) -> int:
+        preflight.check_names(self._plan)
+        preflight.check_data(self._plan, self._options.cache)
+        victims = {cell.victim_id for cell in left}
+        self._say(f"dry run: {len(left)} cells and {len(victims)} victims would be computed; nothing was")
+        return 0
+
+    def _compute(self, left: Sequence[Cell], costs: dict[str, float], grant: cluster.Grant) -> int:
+        from bench import engine  # imports Ray Tune
+
+        plan, options = self._plan, self._options
+        victims = VictimStore(options.cache)
+        queue = JobQueue(left, victims.has, costs)
+        settings = engine.WorkerSettings(plan.data_root, options.cache, grant.threads, commit())
+        self._say(f"{len(left)} cells to compute, {queue.victims_left} victims to train; {self._where(grant)}")
+        began = time.monotonic()
+        limit = options.max_concurrent if options.address else None
+        with Progress(self._console, queue, len(plan.cells), len(plan.cells) - len(left), grant.workers) as progress:
+            ledger = engine.run_sweep(queue, grant, settings, self._store, self._portable, progress, limit)
+        share = ledger.share(grant.workers)
+        busy = "" if share is None else f"; workers were busy {share:.0%} of the time from the first job to the last"
+        self._say(
+            f"{len(left)} cells in {duration(time.monotonic() - began)}, after {duration(began - self._start)} of"
+            f" preparation{busy}"
+        )
+        return self._end()
+
+    def _where(self, grant: cluster.Grant) -> str:
+        return f"{grant.workers} at a time, {grant.threads} thread(s) each, {grant.note}"
+
+    def _end(self) -> int:
+        """Table and report; the status is 1 if a cell of this sweep failed."""
+        from bench import report
+
+        ids = {cell.id for cell in self._plan.cells}
+        records = [record for record in self._store.read() if record.id in ids]
+        Console(highlight=False).print(table(records))
+        self._say(outcome(records))
+        page = self._folder / "report.html"
+        if not page.exists() or page.stat().st_mtime < self._store.path.stat().st_mtime:
+            page = report.build(self._folder)
+        self._say(f"records: {self._store.path}")
+        self._say(f"report:  {page}")
+        return int(any(record.status == "failed" for record in records))
+
+    def _portable(self, record: Record) -> Record:
+        """The record with its files' paths relative to the data root or the sweep file, so that it fits any machine."""
+        tree = record.cell.model_dump()
+        _make_portable(tree, self._plan.folders)
+        return record.model_copy(update={"cell": Cell.model_validate(tree)})
+
+    def _say(self, text: str) -> None:
+        self._console.print(text)
+
+
+def _make_portable(tree: object, folders: Sequence[Path]) -> None:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if key in ("image", "mask", "checkpoint") and tree.get("digest") and isinstance(value, str):
+                tree[key] = portable(value, folders)
+            else:
+                _make_portable(value, folders)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            _make_portable(value, folders)

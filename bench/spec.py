@@ -1,0 +1,177 @@
+"""From a sweep file to a plan: every combination of the grid as a validated cell, all defaults filled in."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from adapters.errors import UserError
+from bench import yamlfile
+from bench.cells import Cell, Frozen
+from bench.normalise import ATTACK_KEYS, KNOWN_KEYS, Normaliser
+from bench.validation import validated
+
+MAX_COMBINATIONS = 1_000_000
+
+
+class Resources(Frozen):
+    """Ray resources of one cell. ``gpu`` is asked for only where there are GPUs."""
+
+    cpu: Annotated[float, Field(gt=0, le=1024)] = 1
+    gpu: Annotated[float, Field(ge=0, le=64)] = 0.25
+
+    @property
+    def threads(self) -> int:
+        """Torch threads of one cell: one for each CPU granted."""
+        return max(1, int(self.cpu))
+
+
+class SweepFile(Frozen):
+    """The file's five keys; what ``cell`` and ``grid`` hold is checked cell by cell."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    cell: dict[str, Any] = Field(default_factory=dict)
+    grid: dict[str, Any] = Field(default_factory=dict)
+    seeds: Annotated[int, Field(ge=1, le=100_000)] = 1
+    resources: Resources = Resources()
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What a sweep is to compute. ``cells`` are distinct, in the order of the grid; file paths in them are absolute."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    combinations: int
+    axes: tuple[str, ...]
+    resources: Resources
+    source: Path
+    data_root: Path
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def key(self, name: str) -> str:
+        """Where the sweep file sets ``name``: ``grid.NAME`` for an axis, else ``cell.NAME``. Names it in an error."""
+        return self.sources.get(name.split(".")[0], f"cell.{name}")
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where the files that cells name are looked for, and what their paths in a record are relative to."""
+        return self.data_root, self.source.parent
+
+
+def load(path: Path, overrides: Sequence[str], data_root: Path) -> SweepPlan:
+    """The plan of the sweep file at ``path``, each ``KEY=VALUE`` of ``overrides`` applied first.
+
+    Files that cells name (checkpoints, trigger images) are looked for as given, seen from the working directory,
+    then in the sweep file's folder, then under ``data_root``. Raises ``UserError`` naming the key, the value
+    found and what was expected.
+    """
+    path = path.absolute()
+    tree = yamlfile.override(yamlfile.read(path), overrides)
+    if "grid" in tree and not tree["grid"]:
+        raise UserError(f"grid: found {tree['grid']!r}; expected at least one axis, or no grid at all")
+    file = validated(SweepFile, tree, "")
+    _check_keys(file)
+    sources = {part.split(".")[0]: f"grid.{axis}" for axis in file.grid for part in _parts(axis)}
+    plan = SweepPlan(
+        name=file.name,
+        cells=(),
+        combinations=math.prod(len(values) for values in file.grid.values()) * file.seeds,
+        axes=tuple(file.grid),
+        resources=file.resources,
+        source=path,
+        data_root=data_root.absolute(),
+        sources=sources,
+    )
+    if plan.combinations > MAX_COMBINATIONS:
+        raise UserError(f"grid: {plan.combinations} combinations; expected at most {MAX_COMBINATIONS}")
+    normaliser = Normaliser(plan.key, plan.folders)
+    cells = {cell.id: cell for cell in _expand(file, normaliser)}
+    _check_used(file, normaliser.used)
+    return replace(plan, cells=tuple(cells.values()))
+
+
+def _parts(axis: str) -> tuple[str, ...]:
+    """The keys an axis sets: one, or several that change together, as in ``"dataset, victim"``."""
+    return tuple(part.strip() for part in axis.split(","))
+
+
+def _check_keys(file: SweepFile) -> None:
+    for key in file.cell:
+        _check_key(key, f"cell.{key}")
+    for axis, values in file.grid.items():
+        for part in _parts(axis):
+            _check_key(part.split(".")[0], f"grid.{axis}")
+        if not isinstance(values, list) or not values:
+            raise UserError(f"grid.{axis}: found {values!r}; expected a list of at least one value")
+        _check_rows(axis, values)
+    _check_conflicts(file)
+
+
+def _check_key(key: str, where: str) -> None:
+    if key == "seed":
+        raise UserError(f"{where}: unknown key; expected the number of repetitions at the top level, as seeds: 3")
+    if key not in KNOWN_KEYS:
+        raise UserError(f"{where}: unknown key; expected one of: {', '.join(KNOWN_KEYS)}")
+
+
+def _check_rows(axis: str, values: list[Any]) -> None:
+    width = len(_parts(axis))
+    for row in values if width > 1 else []:
+        if not isinstance(row, list) or len(row) != width:
+            raise UserError(f"grid.{axis}: found {row!r}; expected a list of {width} values, one for each key")
+
+
+def _check_conflicts(file: SweepFile) -> None:
+    """What sets a key twice: nothing would use the one value or the other."""
+    parts = [(part, axis) for axis in file.grid for part in _parts(axis)]
+    for part, axis in parts:
+        node: Any = file.cell
+        for step in part.split("."):
+            node = node.get(step) if isinstance(node, Mapping) else None
+        if node is not None:
+            raise UserError(f"cell.{part}: unused key, found {node!r}; expected it here or as grid.{axis}, not both")
+    for (part, axis), (other, second) in itertools.permutations(parts, 2):
+        if other == part or other.startswith(f"{part}."):
+            raise UserError(f"grid.{second}: unused key; grid.{axis} sets {part} too; expected one of the two")
+
+
+def _check_used(file: SweepFile, used: set[str]) -> None:
+    """A key that no cell of the sweep uses is a mistake: what its author meant it to do does not happen."""
+    axes = [(part.split(".")[0], f"grid.{axis}") for axis in file.grid for part in _parts(axis)]
+    for key, where in [*((key, f"cell.{key}") for key in file.cell), *axes]:
+        if key in used:
+            continue
+        reason = "no defense of this sweep uses it"
+        if key in ATTACK_KEYS:
+            reason = "a victim from a checkpoint, or a list of attacks, brings its own"
+        raise UserError(f"{where}: unused key; expected it to be left out, for {reason}")
+
+
+def _expand(file: SweepFile, normaliser: Normaliser) -> Iterator[Cell]:
+    for values in itertools.product(*file.grid.values()):
+        tree = dict(file.cell)
+        for axis, value in zip(file.grid, values, strict=True):
+            parts = _parts(axis)
+            for part, one in zip(parts, value if len(parts) > 1 else [value], strict=True):
+                _set(tree, part, one)
+        for seed in range(file.seeds):
+            yield normaliser.cell(tree, seed)
+
+
+def _set(tree: dict[str, Any], axis: str, value: Any) -> None:
+    """Set the key called ``axis``, copying what lies on the way: the file's own tree stays as it is."""
+    *parents, last = axis.split(".")
+    for part in parents:
+        child = tree.get(part, {})
+        if not isinstance(child, dict):
+            raise UserError(f"grid.{axis}: {part} is {child!r}; expected a mapping whose keys can be axes")
+        tree[part] = dict(child)
+        tree = tree[part]
+    tree[last] = value

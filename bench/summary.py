@@ -1,0 +1,110 @@
+"""The table a sweep ends with: means over the cells that share a defense, and those that share a value of an axis."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from bench.cells import ImageTrigger
+from bench.records import Record
+
+SCORED = ("ok", "no_trigger_detected", "timeout")
+METRICS = (
+    ("ACC", "acc", 100.0),
+    ("ASR", "asr", 100.0),
+    ("RA", "ra", 100.0),
+    ("DER", "der", 100.0),
+    ("s", "seconds", 1),
+)
+MAX_GROUPS = 12
+"""Axes with more values than this are left to the report."""
+
+
+def table(records: Sequence[Record]) -> Table:
+    """Mean ± standard deviation over cells, in percent and seconds: over all cells, then along each axis."""
+    scored = [record for record in records if record.status in SCORED and record.acc is not None]
+    view = Table(title="Mean ± standard deviation over cells (%, seconds)", title_justify="left")
+    for name in ("axis", "value", "defense", "cells"):
+        view.add_column(name, justify="right" if name == "cells" else "left")
+    for name, _, _ in METRICS:
+        view.add_column(name, justify="right")
+    names = _defense_names(scored)
+    _section(view, "all", [("", scored)], names)
+    for axis in _axes(scored):
+        groups: dict[Any, list[Record]] = {}
+        for record in scored:
+            value = _value(record, axis)
+            if value is not None:
+                groups.setdefault(value, []).append(record)
+        if len(groups) <= MAX_GROUPS:
+            rows = sorted(groups.items(), key=lambda item: (isinstance(item[0], str), item[0]))
+            _section(view, axis, [(_show(value), members) for value, members in rows], names)
+    return view
+
+
+def outcome(records: Iterable[Record]) -> str:
+    """How many cells ended how: "41 ok, 4 attack_failed"."""
+    counts = Counter(record.status for record in records)
+    return ", ".join(f"{count} {status}" for status, count in counts.most_common()) or "no cell"
+
+
+def _section(view: Table, axis: str, groups: Sequence[tuple[str, list[Record]]], names: dict[str, str]) -> None:
+    for value, members in groups:
+        by_defense: dict[str, list[Record]] = {}
+        for record in members:
+            by_defense.setdefault(names[record.id], []).append(record)
+        for name in sorted(by_defense):
+            rows = by_defense[name]
+            cells = [_mean([getattr(row, key) for row in rows], scale) for _, key, scale in METRICS]
+            view.add_row(axis, value, name, str(len(rows)), *cells)
+            axis = value = ""
+    view.add_section()
+
+
+def _mean(values: Sequence[float | None], scale: float) -> str:
+    known = [value * scale for value in values if value is not None]
+    if not known:
+        return "–"
+    mean = math.fsum(known) / len(known)
+    if len(known) == 1:
+        return f"{mean:.1f}"
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1))
+    return f"{mean:.1f} ± {spread:.1f}"
+
+
+def _axes(records: Sequence[Record]) -> list[str]:
+    names = ("dataset", "model", "attack", "target", "poison_ratio", "victim", "clean_size", "radius")
+    return [name for name in names if len({_value(record, name) for record in records} - {None}) > 1]
+
+
+def _value(record: Record, axis: str) -> Any:
+    value = getattr(record.cell, axis)
+    if axis == "victim":
+        return None if value is None else value.checkpoint.rsplit("/", 1)[-1]
+    if isinstance(value, ImageTrigger):
+        return value.image.rsplit("/", 1)[-1]
+    return str(value) if isinstance(value, tuple) else value
+
+
+def _show(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _defense_names(records: Sequence[Record]) -> dict[str, str]:
+    """By record id: the defense, with those settings that differ between defenses of its name."""
+    settings: dict[str, dict[str, set[str]]] = {}
+    for record in records:
+        known = settings.setdefault(record.cell.defense["name"], {})
+        for key, value in record.cell.defense.items():
+            known.setdefault(key, set()).add(repr(value))
+    names = {}
+    for record in records:
+        defense = record.cell.defense
+        differing = [key for key, values in settings[defense["name"]].items() if len(values) > 1]
+        extra = ", ".join(f"{key}={defense.get(key)}" for key in differing)
+        names[record.id] = f"{defense['name']} ({extra})" if extra else str(defense["name"])
+    return names

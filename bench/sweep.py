@@ -1,0 +1,109 @@
+"""``python -m bench.sweep FILE.yaml``: expand the grid, skip what is recorded, run the rest, end with the report."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from adapters.errors import UserError
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line, its paths absolute."""
+
+    file: Path
+    overrides: tuple[str, ...]
+    data_root: Path
+    out: Path
+    cache: Path
+    address: str | None
+    max_concurrent: int | None
+    dry_run: bool
+    retry_failed: bool
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 all cells have a result, 1 some failed, 2 wrong input (one line on stderr), 130 interrupted."""
+    try:
+        options = parse(argv)
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+        return run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def parse(argv: Sequence[str] | None) -> Options:
+    parser = argparse.ArgumentParser(prog="python -m bench.sweep", description=__doc__.split(": ", 1)[1])
+    parser.add_argument("file", type=Path, metavar="FILE", help="the sweep, e.g. sweeps/sensitivity.yaml")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH.TO.KEY=VALUE", dest="overrides",
+        help="edit the file's tree, e.g. cell.dataset=gtsrb or 'grid.clean_size=[100,500]'; null removes a key",
+    )  # fmt: skip
+    parser.add_argument("--data-root", type=Path, help="where the data sets lie (default: $IBAU_BENCH_DATA or data)")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="results go to OUT/NAME (default: runs)")
+    parser.add_argument("--cache", type=Path, help="decoded data sets and victims (default: OUT/cache)")
+    parser.add_argument("--address", metavar="HOST:PORT", help="join a running Ray cluster instead of starting one")
+    parser.add_argument("--max-concurrent", type=int, metavar="N", help="the most cells at once (default: all fit)")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, show what would run, and stop")
+    parser.add_argument("--retry-failed", action="store_true", help="run cells again whose record says failed")
+    given = parser.parse_args(argv)
+    if given.max_concurrent is not None and given.max_concurrent < 1:
+        raise UserError(f"--max-concurrent: found {given.max_concurrent}; expected at least 1")
+    out = given.out.expanduser().absolute()
+    return Options(
+        file=given.file.expanduser(),
+        overrides=tuple(given.overrides),
+        data_root=(given.data_root or Path(os.environ.get("IBAU_BENCH_DATA") or "data")).expanduser().absolute(),
+        out=out,
+        cache=given.cache.expanduser().absolute() if given.cache else out / "cache",
+        address=given.address,
+        max_concurrent=given.max_concurrent,
+        dry_run=given.dry_run,
+        retry_failed=given.retry_failed,
+    )
+
+
+def run(options: Options) -> int:
+    from bench import spec  # torch and the adapters take seconds to import: not for --help
+
+    plan = spec.load(options.file, options.overrides, options.data_root)
+    folder = options.out / plan.name
+    if not options.dry_run:
+        check_writable(folder)
+    lock = FileLock(str(folder / ".sweep.lock"))
+    try:
+        if not options.dry_run:
+            lock.acquire(timeout=0)
+        from bench.session import Session
+
+        return Session(options, plan, folder).run()
+    except Timeout:
+        raise UserError(
+            f"--out: another sweep is writing to {folder}; expected it to end first, or another --out"
+        ) from None
+    finally:
+        lock.release()
+
+
+def check_writable(folder: Path) -> None:
+    """Raise ``UserError`` unless files can be made in ``folder``, which is created."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--out: cannot write to {folder} ({error.strerror}); expected a writable folder") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

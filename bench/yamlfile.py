@@ -1,0 +1,137 @@
+"""Reading a sweep file: YAML to a plain tree, with everything refused that a sweep file has no use for."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adapters.errors import UserError
+
+MAX_BYTES = 1_000_000
+MAX_NODES = 100_000
+"""Values in a file once its aliases are written out: a few nested aliases can stand for billions."""
+MAX_DEPTH = 40
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe, and stricter: a key given twice is an error, merge keys stay bounded, 1e-3 is a number."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        _refuse_duplicates(node)
+        super().flatten_mapping(node)
+        if len(node.value) > MAX_NODES:
+            raise yaml.constructor.ConstructorError(None, None, "merge keys expand without bound", node.start_mark)
+
+
+# YAML 1.1, which PyYAML follows, wants a dot and a sign in a number with an exponent; nobody writes that.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _refuse_duplicates(node: yaml.MappingNode) -> None:
+    seen = set()
+    for key, _ in node.value:
+        name = (key.tag, key.value) if isinstance(key.value, str) else None
+        if name in seen and name != ("tag:yaml.org,2002:merge", "<<"):
+            raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+        seen.add(name)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The tree of a sweep file; ``UserError`` in one line, with the place in the file, for anything else."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path}: larger than {MAX_BYTES} bytes; expected a sweep file")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); expected a sweep file in YAML") from error
+    tree = parse(text, str(path))
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: found {type(tree).__name__}; expected a mapping with name, cell and grid")
+    return tree
+
+
+def parse(text: str, where: str) -> Any:
+    """One YAML document as dicts, lists and scalars; ``where`` names the source in an error."""
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: {_describe(error)}; expected plain YAML") from error
+    except (RecursionError, ValueError, OverflowError, TypeError) as error:
+        raise UserError(f"{where}: {type(error).__name__}: {error}; expected plain YAML") from error
+    _check_size(tree, where)
+    return tree
+
+
+def _describe(error: yaml.YAMLError) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return f"invalid YAML ({error})"
+    mark = error.problem_mark or error.context_mark
+    place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return f"invalid YAML{place}: {error.problem or error.context}"
+
+
+def _check_size(tree: Any, where: str) -> None:
+    """Walk the tree as often as its aliases repeat it, and stop at the bound."""
+    count = 0
+    stack = [(tree, 0)]
+    while stack:
+        value, depth = stack.pop()
+        count += 1
+        if count > MAX_NODES or depth > MAX_DEPTH:
+            raise UserError(f"{where}: more than {MAX_NODES} values or {MAX_DEPTH} levels; expected a sweep file")
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    raise UserError(f"{where}: key {key!r} is no text; expected keys such as name, cell and grid")
+                stack.append((item, depth + 1))
+        elif isinstance(value, list):
+            stack.extend((item, depth + 1) for item in value)
+        elif not (value is None or isinstance(value, str | bool | int | float)):
+            raise UserError(f"{where}: found a {type(value).__name__} ({value}); expected numbers, text, lists or maps")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{where}: found {value}; expected a finite number")
+
+
+def override(tree: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """A copy of ``tree`` with each ``PATH.TO.KEY=VALUE`` applied; the value is YAML, and null removes the key.
+
+    Everything after ``grid.`` is one key, for an axis may have dots in its name (``grid.training.epochs``).
+    """
+    tree = _copy(tree)
+    for text in assignments:
+        path, equals, value = text.partition("=")
+        keys = path.strip().split(".", 1 if path.strip().startswith("grid.") else -1)
+        if not equals or not all(keys):
+            raise UserError(f"--set: found {text!r}; expected PATH.TO.KEY=VALUE, e.g. cell.dataset=gtsrb")
+        _assign(tree, keys, parse(value, f"--set {path}"))
+    return tree
+
+
+def _assign(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    node = tree
+    for depth, key in enumerate(keys[:-1]):
+        child = node.setdefault(key, {})
+        if not isinstance(child, dict):
+            place = ".".join(keys[: depth + 1])
+            raise UserError(f"--set {'.'.join(keys)}: {place} is {child!r}; expected a mapping to set a key of")
+        node = child
+    if value is None:
+        node.pop(keys[-1], None)
+    else:
+        node[keys[-1]] = value
+
+
+def _copy(tree: Any) -> Any:
+    """A copy in which nothing is shared: an alias's two places can then be edited apart."""
+    if isinstance(tree, dict):
+        return {key: _copy(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_copy(value) for value in tree]
+    return tree
