@@ -20,7 +20,7 @@ def noise(*parts: object) -> float:
     return int.from_bytes(digest[:4], "big") / 2**31 - 1
 
 
-def cell(defense: str = "ibau", **changes: Any) -> dict[str, Any]:
+def cell(name: str = "ibau", /, **changes: Any) -> dict[str, Any]:
     """A cell with every default filled in, as it stands in a record."""
     settings = {"ibau": {"recipe": "reference", "rounds": 3}, "fine_tuning": {"epochs": 10, "lr": 0.001}}
     return {
@@ -33,8 +33,8 @@ def cell(defense: str = "ibau", **changes: Any) -> dict[str, Any]:
         "victim": None,
         "min_asr": 0.9,
         "clean_size": 150,
-        "radius": 10.0 if defense == "ibau" else None,
-        "defense": {"name": defense, **settings.get(defense, {})},
+        "radius": 10.0 if name == "ibau" else None,
+        "defense": {"name": name, **settings.get(name, {})},
         "time_limit": None,
         "seed": 0,
     } | changes
@@ -42,7 +42,7 @@ def cell(defense: str = "ibau", **changes: Any) -> dict[str, Any]:
 
 def record(tree: Mapping[str, Any], acc: float = 0.97, asr: float = 0.05, **changes: Any) -> dict[str, Any]:
     """An ``ok`` record of the cell ``tree``."""
-    rounds = tree["defense"].get("rounds", 0)
+    rounds = tree["defense"].get("rounds") or 0
     trace = [
         {"acc": acc - 0.01 / k, "asr": asr + (0.98 - asr) * 0.4**k, "delta_norm": 9.9} for k in range(1, rounds + 1)
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from bench.report.names import defense_name, text_of
 from bench.report.rows import Row, canonical
@@ -29,7 +29,8 @@ class Group:
         return [row for row in self.rows if row.scored]
 
 
-class Estimate(NamedTuple):
+@dataclass(frozen=True)
+class Estimate:
     """A mean, its 95 % interval (of the mean over seeds, or a single record's own), and the range seen."""
 
     mean: float

@@ -27,7 +27,7 @@ COMPARABLE = Mark(
     "comparable",
     "✓",
     "I-BAU comparable to ★ or better: ACC less than 1 point below it; ASR less than 4 points above it "
-    "or above guessing the target",
+    "or above guessing the target. Where no other defense has a ★: neither ▲ nor ▼",
 )
 UNDETECTED = Mark("undetected", "×", "no trigger was detected, and the model left as it was")
 ALL = (ASR_HIGH, ACC_LOST, BEST, COMPARABLE, UNDETECTED)

@@ -14,14 +14,14 @@ LEGEND = (
     ("ACC", "accuracy on clean test images of the scoring set, none of which the defender ever held."),
     (
         "ASR",
-        "attack success rate: the share of triggered scoring images that get the label the attacker wants. Images whose "
-        "true label is already the target are left out; all to all, label i counts as hit when it becomes i + 1.",
+        "attack success rate: the share of triggered scoring images that get the label the attacker wants. Images "
+        "whose true label is already the target are left out; all to all, label i counts as hit when it becomes i + 1.",
     ),
     ("RA", "robust accuracy: the share of those same triggered images that get their true label."),
     (
         "DER",
-        "defense effectiveness rating: (max(0, drop in ASR) − max(0, drop in ACC) + 1) / 2, the drops taken against the "
-        "undefended model. 50 % is a defense that does nothing, 100 % a perfect one.",
+        "defense effectiveness rating: (max(0, drop in ASR) − max(0, drop in ACC) + 1) / 2, the drops taken against "
+        "the undefended model. 50 % is a defense that does nothing, 100 % a perfect one.",
     ),
     (
         "Error gap",
@@ -45,8 +45,8 @@ _BLOCKS = {
     ),
     "sensitivity": (
         "Sensitivity",
-        "Line: mean over everything else that varies (the other axes and the seeds). Band: smallest to largest. A defense "
-        "that does not depend on an axis, or has one value of it, has no line there.",
+        "Line: mean over everything else that varies (the other axes and the seeds). Band: smallest to largest. A "
+        "defense that does not depend on an axis, or has one value of it, has no line there.",
     ),
     "maps": (
         "I-BAU over Cδ and n",

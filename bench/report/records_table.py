@@ -121,19 +121,19 @@ def unscored(rows: Sequence[Row], labels: Mapping[str, str]) -> Table | None:
     left = [row for row in rows if not row.scored]
     if not left:
         return None
-    heads = ("Status", "Data set", "Model", "Attack", "Target", "Poison ratio", "Defense", "n", "Cδ", "Seed", "Reason")
+    heads = ("Status", "Reason", "Defense", "Data set", "Model", "Attack", "Target", "Poison ratio", "n", "Cδ", "Seed")
     body = []
     for row in left:
-        texts = [row.status, row.dataset, row.model, names.attack_name(row.attack), names.target_name(row.target)]
-        texts += [names.ratio_name(row.poison_ratio), labels[row.id], names.plain(row.clean_size)]
-        texts += [names.plain(row.radius), str(row.seed), row.reason or "no reason recorded"]
+        texts = [row.status, row.reason or "no reason recorded", labels[row.id], row.dataset, row.model]
+        texts += [names.attack_name(row.attack), names.target_name(row.target), names.ratio_name(row.poison_ratio)]
+        texts += [names.plain(row.clean_size), names.plain(row.radius), str(row.seed)]
         body.append(tuple(Value(text) for text in texts))
     return Table(tuple(Head(text, numeric=False) for text in heads), tuple(body))
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """A tree's leaves as text under dotted names."""
-    found = {}
+    found: dict[str, str] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
             found |= flat({str(inner): item for inner, item in value.items()}, f"{prefix}{key}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,8 @@ def _parse(line: str) -> Row | None:
 
 
 def from_record(record: Mapping[str, Any]) -> Row:
-    """A ``Row`` of one record (a JSON object as SCHEMAS says; unknown keys are ignored)."""
+    """A ``Row`` of one record (a JSON object as the schema says; unknown keys are ignored)."""
+    record = _mapping(_tidy(record))
     cell = _mapping(record.get("cell"))
     defense = _mapping(cell.get("defense"))
     victim = _mapping(cell.get("victim"))
@@ -192,6 +194,20 @@ def _list(value: object) -> list[Any]:
 def _text(value: object) -> str:
     if value is None:
         return ""
-    text = value if isinstance(value, str) else canonical(value) if isinstance(value, dict | list) else str(value)
-    # A lone surrogate, which JSON can spell, cannot be written as UTF-8.
-    return text.encode("utf-8", "replace").decode()
+    return value if isinstance(value, str) else canonical(value) if isinstance(value, dict | list) else str(value)
+
+
+_DEEPEST = 20
+_UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+"""Characters that a file cannot hold, a page must not, or that turn the direction of what follows."""
+
+
+def _tidy(value: Any, depth: int = 0) -> Any:
+    """A JSON tree with the unfit characters of its texts replaced, cut where it is absurdly deep."""
+    if isinstance(value, str):
+        return _UNFIT.sub("\ufffd", value)
+    if isinstance(value, dict | list) and depth > _DEEPEST:
+        return "…"
+    if isinstance(value, dict):
+        return {_tidy(str(key)): _tidy(item, depth + 1) for key, item in value.items()}
+    return [_tidy(item, depth + 1) for item in value] if isinstance(value, list) else value

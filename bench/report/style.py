@@ -82,18 +82,25 @@ def axes(title: str, width: float = 4.2, height: float = 3.1, bottom: float = 0.
 
 
 def legend(drawn: Any, labels: Sequence[str]) -> None:
-    """A legend under the axes, in two columns where they fit."""
-    columns = 2 if max(map(len, labels)) <= 24 else 1
+    """A legend under the axes, in as many columns as fit."""
     height = drawn.figure.get_size_inches()[1]
     drawn.figure.legend(
-        loc="lower center", bbox_to_anchor=(0.5, 0.02 / height), ncols=columns, handlelength=2.6, columnspacing=1.4
+        loc="lower center",
+        bbox_to_anchor=(0.5, 0.02 / height),
+        ncols=_legend_columns(labels),
+        handlelength=2.4,
+        columnspacing=1.2,
     )
 
 
 def legend_room(labels: Sequence[str]) -> float:
     """Inches that ``legend`` takes."""
-    columns = 2 if max(map(len, labels), default=0) <= 24 else 1
-    return 0.12 + 0.2 * -(-len(labels) // columns)
+    return 0.12 + 0.2 * -(-len(labels) // _legend_columns(labels))
+
+
+def _legend_columns(labels: Sequence[str]) -> int:
+    longest = max(map(len, labels), default=0)
+    return 3 if longest <= 11 else 2 if longest <= 24 else 1
 
 
 def percent_axis(axis: Any, low: float = 0.0, high: float = 1.0) -> None:

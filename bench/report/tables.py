@@ -93,8 +93,8 @@ def paper_style(group: Group, labels: dict[str, str]) -> Table | None:
     cases = by(rows, lambda row: row.victim_key)
     body = []
     for case in cases.values():
-        sizes = sorted({row.clean_size for row in case if row.clean_size is not None}) or [None]
-        for size in sizes:
+        sizes: list[float | None] = [*sorted({row.clean_size for row in case if row.clean_size is not None})]
+        for size in sizes or [None]:
             here = [row for row in case if row.clean_size in (size, None)]
             by_column = by(here, lambda row: _column(row, labels, columns))
             body.append((*_case(case[0], size), *_pairs(by_column, list(columns), size)))
@@ -168,7 +168,7 @@ def _pairs(cells: dict[str, list[Row]], columns: list[str], size: float | None) 
             values += [Value("–"), Value("–")]
             continue
         theirs = published_beside(cells[column][0], size)
-        for place, metric in enumerate(("acc", "asr")):
+        for place in (0, 1):
             figure = found[column][place]
             assert figure is not None
             note = names.percent_range(figure.low, figure.high)

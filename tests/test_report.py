@@ -1,0 +1,269 @@
+"""The report is built from made-up records; what is checked is what a reader could be misled by."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import fake_records as fake
+import pytest
+
+from adapters.errors import UserError
+from bench.report import build, marks, tables
+from bench.report.__main__ import main
+from bench.report.groups import estimate, groups, variants
+from bench.report.records_table import one_cell_sweep, records
+from bench.report.rows import Row, from_record, read
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</style><img src=x onerror=alert(1)>",
+    "\"' onmouseover='alert(1)",
+    "{{ 7*7 }} $x_{$ | `a` \\ ]]> &amp; <!--",
+    "\x00\x07\u202e\ud800 new\nline",
+]
+
+
+def rows_of(*records_: dict[str, Any]) -> list[Row]:
+    return [from_record(each) for each in records_]
+
+
+class _Page(html.parser.HTMLParser):
+    """Tags and attributes of a page, as a browser would see them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+
+@pytest.fixture(scope="module")
+def sensitivity(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = fake.write(tmp_path_factory.mktemp("results") / "sensitivity", fake.sensitivity())
+    build(folder)
+    return folder
+
+
+def test_every_record_is_on_the_page(sensitivity: Path) -> None:
+    text = (sensitivity / "report.html").read_text()
+    for row in read(sensitivity).rows:
+        assert f"<b>{row.id}</b>" in text
+    assert "43</b>" in text
+    assert "the loss became NaN in round 2" in text
+    assert "the loss became NaN in round 2" in (sensitivity / "report.md").read_text()
+
+
+def test_the_page_asks_for_nothing_from_outside(sensitivity: Path) -> None:
+    page = _Page((sensitivity / "report.html").read_text())
+    assert {"link", "img", "iframe", "object"}.isdisjoint(page.tags)
+    targets = [value or "" for name, value in page.attributes if name in ("src", "href", "xlink:href")]
+    assert all(target.startswith("#") for target in targets)
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_figures_are_drawn_for_the_axes_that_vary(sensitivity: Path) -> None:
+    stems = {path.stem.removeprefix("1-digits-") for path in (sensitivity / "plots").glob("*.svg")}
+    curves = {f"{metric}-by-{axis}" for metric in ("asr", "acc") for axis in ("poison-ratio", "clean-size", "radius")}
+    maps = {f"{metric}-map-{k}" for metric in ("asr", "acc") for k in (1, 2, 3)}
+    assert stems == curves | maps | {"acc-asr", "seconds-asr", "asr-rounds", "acc-rounds"}
+    assert {path.stem for path in (sensitivity / "plots").glob("*.png")} == {f"1-digits-{stem}" for stem in stems}
+
+
+def test_the_same_records_give_the_same_bytes(sensitivity: Path, tmp_path: Path) -> None:
+    lines = (sensitivity / "records.jsonl").read_text().splitlines()
+    again = tmp_path / "sensitivity"
+    again.mkdir()
+    (again / "records.jsonl").write_text("\n".join(reversed(lines)))
+    build(again)
+    for path in sorted(sensitivity.rglob("report.*")) + sorted((sensitivity / "plots").iterdir()):
+        assert path.read_bytes() == (again / path.relative_to(sensitivity)).read_bytes(), path.name
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    found = []
+    for place, text in enumerate(HOSTILE):
+        tree = fake.cell(dataset=text, model=text, attack=text, target=text, radius=1.0 + place)
+        tree["defense"] = {"name": text, text: text}
+        found.append(fake.record(tree, id=f"{place}{text}", provenance={text: text, "device": text}))
+        tree = fake.cell(dataset="digits", attack=text, radius=float(place), defense={"name": f"ibau{text}"})
+        found.append(fake.record(tree, reason=text, rounds=[{"acc": text, "asr": 0.5}]))
+        found.append(fake.unscored(fake.cell(model=text, seed=place), text, text))
+    path = build(fake.write(tmp_path / "hostile", found))
+    raw = path.read_text()
+    page = _Page(raw)
+    assert page.tags.count("script") == 1
+    assert page.tags.count("style") == 1
+    assert page.tags.count("img") == 0
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert "49" not in re.findall(r"<h2>.*?</h2>", raw, flags=re.DOTALL)
+    markdown = (tmp_path / "hostile" / "report.md").read_text()
+    assert "<script" not in markdown
+    assert "<img" not in markdown
+    for plot in (tmp_path / "hostile" / "plots").iterdir():
+        assert re.fullmatch(r"[a-z0-9-]+\.(svg|png)", plot.name)
+        assert plot.suffix != ".svg" or b"<script" not in plot.read_bytes()
+
+
+def test_values_of_the_wrong_type_are_no_figures(tmp_path: Path) -> None:
+    deep = json.loads('{"a":' * 400 + "1" + "}" * 400)
+    strange = fake.record(fake.cell(seed=3), provenance=deep) | {
+        "acc": "0.9",
+        "asr": [1],
+        "rounds": {"a": 1},
+        "victim": "x",
+        "passes": 3,
+    }
+    lines = [json.dumps(strange), "not json", "[]", "[" * 100_000, '{"cell": 3}', json.dumps(fake.record(fake.cell()))]
+    (tmp_path / "records.jsonl").write_text("\n".join(lines) + '\n{"cell": {"dataset"')
+    reading = read(tmp_path)
+    assert (len(reading.rows), reading.unreadable) == (2, 5)
+    assert [row.scored for row in reading.rows] == [True, False]
+    assert "Unreadable lines" in build(tmp_path).read_text()
+
+
+def test_data_sets_schemas_and_splits_are_kept_apart() -> None:
+    found = groups(
+        rows_of(
+            fake.record(fake.cell()),
+            fake.record(fake.cell(dataset="gtsrb")),
+            fake.record(fake.cell(seed=1), schema=2),
+            fake.record(fake.cell(seed=2), split={"scored": 500}),
+        )
+    )
+    assert [len(group.rows) for group in found] == [1, 1, 1, 1]
+    assert len({group.title for group in found}) == 4
+
+
+def test_unscored_records_enter_no_mean() -> None:
+    failed = fake.record(fake.cell(seed=1), acc=0.1, asr=1.0, status="attack_failed")
+    rows = rows_of(fake.record(fake.cell(), acc=0.9, asr=0.1), failed)
+    table = tables.summary(groups(rows)[0], variants(rows))
+    assert [value.text for value in table.rows[0][:5]] == ["I-BAU", "1", "1", "90.0", "10.0"]
+    assert table.rows[0][1].note == "1 not scored"
+
+
+def test_settings_that_differ_make_separate_columns() -> None:
+    one = fake.record(fake.cell(defense={"name": "ibau", "rounds": 1, "recipe": "paper"}))
+    two = fake.record(fake.cell(defense={"name": "ibau", "rounds": 1, "recipe": "fast"}))
+    assert sorted(variants(rows_of(one, two)).values()) == ["I-BAU (recipe fast)", "I-BAU (recipe paper)"]
+
+
+def test_an_estimate_over_seeds_and_of_one_record() -> None:
+    rows = rows_of(*(fake.record(fake.cell(seed=k), asr=asr) for k, asr in enumerate((0.1, 0.2, 0.3))))
+    found = estimate(rows, "asr")
+    assert found is not None
+    assert found.mean == pytest.approx(0.2)
+    # Student's t with two degrees of freedom: 4.303 · 0.1 / sqrt(3) = 0.2484, cut at zero.
+    assert (found.low, found.high) == (0.0, pytest.approx(0.4484, abs=1e-4))
+    single = estimate(rows[:1], "asr")
+    assert single is not None
+    assert (single.low, single.high) == rows[0].intervals["asr"]
+    assert estimate([], "asr") is None
+
+
+def gtsrb(defense: str, acc: float, asr: float, **changes: Any) -> dict[str, Any]:
+    tree = fake.cell(defense, dataset="gtsrb", poison_ratio=0.2, clean_size=5000, **changes)
+    return fake.record(tree, acc, asr)
+
+
+def test_the_published_figure_stands_beside_ours_where_the_setting_matches() -> None:
+    rows = rows_of(gtsrb("ibau", 0.98, 0.02), gtsrb("fine_tuning", 0.985, 0.9), gtsrb("none", 0.98, 0.99))
+    table = tables.paper_style(groups(rows)[0], variants(rows))
+    assert table is not None
+    shown = {(head.over, head.text): value.published for head, value in zip(table.heads, table.rows[0], strict=True)}
+    assert shown["I-BAU", "ACC"] == "99.38"
+    assert shown["I-BAU", "ASR"] == "3.32"
+    assert shown["No defense", "ASR"] == "99.18"
+    assert shown["Fine-tuning", "ACC"] == ""
+    assert tables.published_beside(from_record(gtsrb("ibau", 0.9, 0.1, radius=2.5)), 5000) == ("", "")
+    checkpoint = {"checkpoint": "a/b.pth", "trigger": "badnets", "target": 8}
+    brought = from_record(gtsrb("ibau", 0.9, 0.1, victim=checkpoint, attack=None, target=None))
+    assert tables.published_beside(brought, 5000) == ("99.38†", "3.32†")
+
+
+def test_without_a_control_the_victim_itself_is_the_yardstick() -> None:
+    rows = rows_of(gtsrb("ibau", 0.98, 0.02))
+    table = tables.paper_style(groups(rows)[0], variants(rows))
+    assert table is not None
+    assert [text for text, _ in table.bands if text] == ["No defense", "I-BAU"]
+    assert table.rows[0][5].text == "98.8"
+
+
+def test_the_papers_marks() -> None:
+    found = marks.mark(
+        {
+            "none": marks.Outcome("none", 0.9, 1.0, 0.9),
+            "lossy": marks.Outcome("nad", 0.7, 0.01, 0.9),
+            "weak": marks.Outcome("fine_pruning", 0.9, 0.2, 0.9),
+            "good": marks.Outcome("tabor", 0.85, 0.05, 0.9),
+            "ibau": marks.Outcome("ibau", 0.845, 0.13, 0.9),
+        },
+        "cifar10",
+    )
+    assert found["none"] == ([], [])
+    assert found["lossy"] == ([marks.ACC_LOST], [])
+    assert found["weak"] == ([], [marks.ASR_HIGH])
+    assert found["good"] == ([marks.BEST], [marks.BEST])
+    # ACC within one point; ASR eight points off, yet within four of guessing one class in ten.
+    assert found["ibau"] == ([marks.COMPARABLE], [marks.COMPARABLE])
+
+
+def test_a_record_tells_how_to_make_it_again(tmp_path: Path) -> None:
+    spec = pytest.importorskip("bench.spec")
+    file = tmp_path / "first.yaml"
+    file.write_text(
+        "name: first\ncell: {dataset: digits, model: simplified_vgg, attack: badnets, target: 8, poison_ratio: 0.05,"
+        " clean_size: 50}\ngrid: {defense: [none, fine_tuning, ibau]}\nseeds: 2\n"
+    )
+    for cell in spec.load(file, [], tmp_path).cells:
+        row = from_record(fake.record(cell.model_dump(mode="json")))
+        again = tmp_path / "one.yaml"
+        again.write_text(one_cell_sweep(row))
+        assert spec.load(again, [], tmp_path).cells[-1].id == cell.id
+
+
+def test_a_column_that_never_changes_is_told_once() -> None:
+    rows = rows_of(fake.record(fake.cell(seed=0)), fake.record(fake.cell(seed=1)))
+    found = records(rows, variants(rows))
+    assert ("Data set", "digits") in found.constants
+    assert "Seed" in [head.text for head in found.table.heads]
+
+
+@pytest.mark.parametrize("content", [None, "", "\n\n", "garbage\n"])
+def test_nothing_to_report_is_one_line(tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    if content is not None:
+        (tmp_path / "records.jsonl").write_text(content)
+    assert main([str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    with pytest.raises(UserError, match=r"records\.jsonl"):
+        build(tmp_path)
+
+
+def test_formats(tmp_path: Path) -> None:
+    fake.write(tmp_path, [fake.record(fake.cell())])
+    assert build(tmp_path, ["md"]).name == "report.md"
+    assert not (tmp_path / "report.html").exists()
+    with pytest.raises(UserError, match="html, md"):
+        build(tmp_path, ["pdf"])
+
+
+def test_matplotlib_is_imported_late_and_left_as_it_was() -> None:
+    code = (
+        "import sys, bench.report; assert 'matplotlib' not in sys.modules\n"
+        "import matplotlib as m; old = dict(m.rcParams)\n"
+        "from bench.report import style\nwith style.drawing(): pass\nassert dict(m.rcParams) == old"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
