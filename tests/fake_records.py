@@ -22,7 +22,10 @@ def noise(*parts: object) -> float:
 
 def cell(name: str = "ibau", /, **changes: Any) -> dict[str, Any]:
     """A cell with every default filled in, as it stands in a record."""
-    settings = {"ibau": {"recipe": "reference", "rounds": 3}, "fine_tuning": {"epochs": 10, "lr": 0.001}}
+    settings: dict[str, dict[str, Any]] = {
+        "ibau": {"recipe": "reference", "rounds": 3},
+        "fine_tuning": {"epochs": 10, "lr": 0.001},
+    }
     return {
         "dataset": "digits",
         "model": "simplified_vgg",

@@ -45,17 +45,17 @@ def _columns(labels: Mapping[str, str]) -> list[tuple[Head, _Write]]:
         return Head(name), lambda row: _number(write, row.figures.get(key))
 
     return [
+        (Head("Status", numeric=False), lambda row: Value(row.status)),
+        (Head("Defense", numeric=False), lambda row: Value(labels[row.id])),
         (Head("Data set", numeric=False), lambda row: Value(row.dataset)),
         (Head("Model", numeric=False), lambda row: Value(row.model)),
         (Head("Checkpoint", numeric=False), lambda row: Value(row.checkpoint or "–")),
         (Head("Attack", numeric=False), lambda row: Value(names.attack_name(row.attack) or "–")),
         (Head("Target", numeric=False), lambda row: Value(names.target_name(row.target) or "–")),
         (Head("Poison ratio"), lambda row: _number(names.ratio_name, row.poison_ratio)),
-        (Head("Defense", numeric=False), lambda row: Value(labels[row.id])),
         (Head("n"), lambda row: _number(names.plain, row.clean_size)),
         (Head("Cδ"), lambda row: _number(names.plain, row.radius)),
         (Head("Seed"), lambda row: _number(names.plain, row.seed)),
-        (Head("Status", numeric=False), lambda row: Value(row.status)),
         figure("ACC", "acc", names.percent),
         figure("ASR", "asr", names.percent),
         figure("RA", "ra", names.percent),

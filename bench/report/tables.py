@@ -77,7 +77,8 @@ def _spread(rows: Sequence[Row], metric: str, write: Callable[[float | None], st
     found = estimate(rows, metric)
     if found is None:
         return Value("–")
-    span = f"{write(found.least)}–{write(found.most)}" if found.least != found.most else ""
+    least, most = write(found.least), write(found.most)
+    span = f"{least}–{most}" if least != most else ""
     return Value(write(found.mean), span, sort=found.mean)
 
 
