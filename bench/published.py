@@ -4,8 +4,9 @@ Source: Yi Zeng, Si Chen, Won Park, Z. Morley Mao, Ming Jin, Ruoxi Jia, "Adversa
 Implicit Hypergradient", ICLR 2022. Only figures are kept here, transcribed in percent as printed and handed
 out in [0, 1] as records hold them. Two things to know before comparing:
 
-* the paper's ASR counts images already of the target class and images the defense trained on; ours counts neither;
-* no spread is published for Tables 1-5: each figure is one run.
+* the authors' published code counts, in its ASR, images already of the target class and images that the defense
+  trained on; ours counts neither;
+* no spread is published for Tables 1-5, nor how many runs a figure stands for.
 
 A trigger-synthesis defense that detected no trigger (``×`` in the tables) has ``detected=False`` and no figures.
 """

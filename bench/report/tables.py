@@ -213,8 +213,8 @@ def _paper_notes(body: Sequence[Sequence[Value]]) -> list[str]:
     )
     if any(value.published for value in values):
         notes.append(
-            f"“paper”: the figure published for the same setting ({published.SOURCE}), whose ASR counts also images "
-            "of the target class and images the defense trained on."
+            f"“paper”: the figure published for the same setting ({published.SOURCE}). The authors' code counts "
+            "in its ASR also images of the target class and images the defense trained on; ours counts neither."
         )
     if any("†" in value.published for value in values):
         notes.append("† The model came as a checkpoint: that its poison ratio is the paper's 20 % is assumed.")
