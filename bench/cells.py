@@ -96,7 +96,10 @@ class Cell(Frozen):
 
 
 def content_hash(tree: Any) -> str:
-    """Hash of a JSON tree, blind to key order and to the paths of files whose ``digest`` stands beside them."""
+    """Hash of a JSON tree, blind to key order and to the paths of files whose ``digest`` stands beside them.
+
+    A key whose value is null counts as absent, so that a later optional setting does not rename today's cells.
+    """
     text = json.dumps([SCHEMA_VERSION, _without_paths(tree)], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -104,7 +107,7 @@ def content_hash(tree: Any) -> str:
 def _without_paths(tree: Any) -> Any:
     if isinstance(tree, dict):
         hidden = {"image", "mask", "checkpoint"} if tree.get("digest") else set()
-        return {key: _without_paths(value) for key, value in tree.items() if key not in hidden}
+        return {key: _without_paths(value) for key, value in tree.items() if key not in hidden and value is not None}
     if isinstance(tree, list):
         return [_without_paths(value) for value in tree]
     return tree

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ibau_defense.twice import ease_double_backward
+
 Theta = tuple[Tensor, ...]
 
 
@@ -55,11 +57,22 @@ class Network:
         autocast: network passes run under ``torch.autocast`` of this dtype (``torch.bfloat16``); None for the
             parameters' own precision. Logits and losses are float32 (or the parameters' precision) either way.
         channels_last: lay images and convolution weights out channels-last.
+        twice: swap convolutions and BatchNorm for twins that are cheaper under double backward
+            (``ibau_defense.twice``); not for ``torch.func``.
     """
 
-    def __init__(self, module: nn.Module, *, autocast: torch.dtype | None = None, channels_last: bool = False) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        autocast: torch.dtype | None = None,
+        channels_last: bool = False,
+        twice: bool = False,
+    ) -> None:
         self.module = copy.deepcopy(module).eval()
         self.module.requires_grad_(False)
+        if twice:
+            ease_double_backward(self.module)
         self.autocast = autocast
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if channels_last:

@@ -111,7 +111,7 @@ class _Run:
 
     def __init__(self, ibau: IBAU, recipe: Recipe, model: nn.Module, images: Tensor, labels: Tensor) -> None:
         self.ibau, self.recipe, self._source = ibau, recipe, model
-        self.network = Network(model)
+        self.network = Network(model, twice=recipe.implicit and recipe.curvature == "exact" == recipe.mixed)
         self.images, self.labels = images.detach(), labels
         self.generator = torch.Generator().manual_seed(ibau.seed)
         self.parameters = list(self.network.module.parameters())

@@ -52,7 +52,7 @@ class Ibau(Defense):
     def settings(self) -> Recipe:
         """The named recipe with every setting that was given."""
         recipe = RECIPES[self.recipe]
-        ascent = {"steps": self.ascent_steps, "step_size": self.ascent_lr, "optimizer": self.ascent_optimizer}
+        ascent: dict[str, Any] = {"steps": self.ascent_steps, "step_size": self.ascent_lr, "optimizer": self.ascent_optimizer}
         direct = (
             "rounds", "batch_size", "clip", "penalty", "implicit", "boundary", "curvature", "mixed", "carriers",
             "outer_optimizer", "outer_lr",
@@ -63,7 +63,7 @@ class Ibau(Defense):
 
     def _solver(self, recipe: Recipe) -> Any:
         given = {"max_steps": self.solver_steps, "step": self.solver_step, "damping": self.damping}
-        changes = {name: value for name, value in given.items() if value is not None}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         kind = SOLVERS[self.solver] if self.solver else type(recipe.solver)
         if "step" in changes and "step" not in kind.__dataclass_fields__:
             raise UserError(f"defense.solver_step: found {self.solver_step}; {kind.name} has no step")
