@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from adapters.errors import UserError
-from adapters.protocols import Dataset, LabelledImages
+from adapters.protocols import ImageTensors, LabelledImages
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,11 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBo
 
 
 @runtime_checkable
-class Source(Dataset, Protocol):
-    """A data set that says which files it is decoded from, so that the cache notices when they change."""
+class Source(Protocol):
+    """A ``Dataset`` that says which files it is decoded from, so that the cache notices when they change."""
+
+    @property
+    def name(self) -> str: ...
 
     def sources(self, root: Path) -> Sequence[Path]:
         """Files and folders whose name, size and time of change decide the content; downloads what it can.
@@ -36,9 +39,16 @@ class Source(Dataset, Protocol):
         """
         ...
 
+    def load(self, root: Path) -> ImageTensors:
+        """Decode everything below ``root``; see ``adapters.protocols.Dataset``."""
+        ...
+
 
 def read_image(path: Path, size: int, box: Box | None = None) -> Pixels:
-    """Decode ``path``, crop to ``box`` (shares of width and height, in [0, 1]) and resize (bilinear, antialiased).
+    """Decode ``path``, crop to ``box`` (shares of width and height, in [0, 1]) and resize, antialiased.
+
+    A whole image is resized bilinearly, a crop bicubically: crops are small, and bilinear enlarging blurs them (the
+    authors' GTSRB BadNets model has an accuracy of 98.05 % on bicubic crops and 97.86 % on bilinear ones).
 
     Grey images are repeated to three channels, an alpha channel is dropped, 16-bit greys are scaled to 8 bits.
     Returns (3, size, size) uint8 in [0, 255]. Raises ``UserError`` naming the file when it cannot be decoded.
@@ -46,9 +56,11 @@ def read_image(path: Path, size: int, box: Box | None = None) -> Pixels:
     try:
         with Image.open(path) as stored:
             image = _to_rgb(stored)
-            pixels = None if box is None else _scale(box, image.width, image.height)
-            if pixels is not None or image.size != (size, size):
-                image = image.resize((size, size), Image.Resampling.BILINEAR, box=pixels)
+            if box is not None:
+                crop = _scale(box, image.width, image.height)
+                image = image.resize((size, size), Image.Resampling.BICUBIC, box=crop)
+            elif image.size != (size, size):
+                image = image.resize((size, size), Image.Resampling.BILINEAR)
             return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
     except _UNREADABLE as error:
         raise UserError(f"cell.dataset: {path} cannot be read as an image ({error})") from error

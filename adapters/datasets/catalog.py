@@ -17,13 +17,14 @@ from adapters.registry import add
 DATASETS: dict[str, Source] = {}
 """Every data set with a fixed name; ``image_folder:PATH`` stands beside them."""
 
-for _source in (
+_SOURCES: tuple[Source, ...] = (
     Digits(),
     Cifar10(),
     ImageFolder("cifar10_jpeg", "cifar10_jpeg", pool_size=5000),  # softer than the original: never called cifar10
     Gtsrb("gtsrb", FULL),
     Gtsrb("gtsrb_26640", SMALL),
-):
+)
+for _source in _SOURCES:
     add(DATASETS, _source.name, _source)
 
 

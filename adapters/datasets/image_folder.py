@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +78,12 @@ def _samples(folder: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     found: list[tuple[Path, int]] = []
     for label, path in enumerate(classes):
-        images = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+        images = sorted(
+            Path(below, file)
+            for below, _, files in os.walk(path, followlinks=True)
+            for file in files
+            if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith(".")
+        )
         if not images:
             raise UserError(
                 f"cell.dataset: {path} holds no image; expected files named {', '.join(sorted(EXTENSIONS))}"

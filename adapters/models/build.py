@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,13 +13,18 @@ from torch import nn
 from adapters.compat import import_timm
 from adapters.errors import UserError
 from adapters.models.simplified_vgg import SimplifiedVGG
-from adapters.models.stems import fit_to_small_images, small_image_settings
+from adapters.models.stems import Enlarged, fit_to_small_images, small_image_settings
 from adapters.registry import add
+
+log = logging.getLogger(__name__)
 
 ImageShape = tuple[int, int, int]
 
 SMALL = 64
 """Images with shorter sides than this get the small stem; from here on a network is built as its authors did."""
+
+# What a network raises that cannot take a shape: sizes that vanish, settings it does not know, its own assertions.
+_UNFIT = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
 
 MODELS: dict[str, Callable[[int, ImageShape], nn.Module]] = {}
 """Networks of this project: name to ``(num_classes, image_shape) -> module``. timm's stand beside them."""
@@ -29,7 +35,8 @@ def build(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
 
     Every activation works out of place, so that it can be differentiated twice and by ``torch.func``. Nothing is
     downloaded. ``image_shape`` is (C, H, W); images shorter than 64 pixels get the stem that suits them
-    (``adapters.models.stems``). Raises ``UserError`` for an unknown name or a shape that the network cannot take.
+    (``adapters.models.stems``), and where a network cannot take them, they are enlarged inside it. Raises
+    ``UserError`` for an unknown name or a network that is no image classifier.
     """
     check_name(name)
     if name in MODELS:
@@ -53,47 +60,65 @@ def check_name(name: str) -> None:
 
 
 def _build_timm(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
-    timm = import_timm()
-    channels, height, width = image_shape
-    settings: dict[str, Any] = {"pretrained": False, "num_classes": num_classes, "in_chans": channels}
-    small = min(height, width) < SMALL
+    """The network fitted to the images where it can be, otherwise the images enlarged to what it was made for."""
     try:
-        model: nn.Module = timm.create_model(name, **settings, **_size_settings(name, image_shape, small))
-        if small:
-            fit_to_small_images(model, image_shape)
-        _try_out(model, num_classes, image_shape)
-    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        return _fitted(name, num_classes, image_shape)
+    except _UNFIT as error:
+        first = error
+    try:
+        model = _enlarging(name, num_classes, image_shape)
+    except _UNFIT as error:
         raise UserError(
-            f"cell.model: {name} does not take {channels} x {height} x {width} images "
-            f"({type(error).__name__}: {error}); expected a network whose input size is free"
+            f"cell.model: {name} does not take {' x '.join(map(str, image_shape))} images ({type(first).__name__}: "
+            f"{first}), nor enlarged ({type(error).__name__}: {error}); expected an image classifier"
         ) from error
+    log.warning("%s cannot take %s images (%s): they are enlarged to %s inside", name, image_shape, first, model.size)
     return model
 
 
-def _size_settings(name: str, image_shape: ImageShape, small: bool) -> dict[str, Any]:
+def _fitted(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
+    small = min(image_shape[1:]) < SMALL
+    model: nn.Module = import_timm().create_model(
+        name, pretrained=False, num_classes=num_classes, in_chans=image_shape[0], **_size_settings(name, image_shape)
+    )
+    if small:
+        fit_to_small_images(model)
+    _try_out(model, num_classes, image_shape)
+    return model
+
+
+def _enlarging(name: str, num_classes: int, image_shape: ImageShape) -> Enlarged:
+    network = import_timm().create_model(name, pretrained=False, num_classes=num_classes, in_chans=image_shape[0])
+    _, height, width = (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
+    model = Enlarged(network, (height, width))
+    _try_out(model, num_classes, image_shape)
+    return model
+
+
+def _size_settings(name: str, image_shape: ImageShape) -> dict[str, Any]:
     """Settings of the networks, most of them transformers, that are built for one size of image."""
-    timm_models = import_timm("timm.models")
-    cfg = timm_models.get_pretrained_cfg(name, allow_unregistered=True)
+    cfg = import_timm("timm.models").get_pretrained_cfg(name, allow_unregistered=True)
     if cfg is None or not cfg.fixed_input_size:
         return {}
-    height, width = image_shape[1:]
-    return {"img_size": (height, width), **(small_image_settings(name) if small else {})}
+    small = min(image_shape[1:]) < SMALL
+    return {"img_size": image_shape[1:], **(small_image_settings(name) if small else {})}
 
 
 def _try_out(model: nn.Module, num_classes: int, image_shape: ImageShape) -> None:
     """One forward pass of two black images: the sizes fit, or it raises."""
-    training = model.training
+    model.eval()
     with torch.no_grad():
-        logits = model.eval()(torch.zeros(2, *image_shape))
-    model.train(training)
+        logits = model(torch.zeros(2, *image_shape))
+    model.train()
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes):
         raise ValueError(f"its output is not (N, {num_classes})")
 
 
 def _out_of_place(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if getattr(module, "inplace", None) is True:
-            module.inplace = False
+    layers: Iterable[Any] = model.modules()
+    for layer in layers:
+        if getattr(layer, "inplace", None) is True:
+            layer.inplace = False
     return model
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,13 @@ _vision = import_torchvision("torchvision.models.googlenet")
 _timm = import_timm("timm.models")
 
 
-class ConvBlock(_vision.BasicConv2d):  # type: ignore[misc]
-    """torchvision's convolution, BatchNorm and ReLU, with the ReLU out of place (see ``simplified_vgg``)."""
+class ConvBlock(nn.Module):
+    """torchvision's ``BasicConv2d``, with its names and constants, but the ReLU out of place (``simplified_vgg``)."""
+
+    def __init__(self, in_channels: int, out_channels: int, **settings: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, bias=False, **settings)
+        self.bn = nn.BatchNorm2d(out_channels, eps=0.001)
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.relu(self.bn(self.conv(images)))
@@ -36,7 +41,7 @@ def googlenet(pretrained: bool = False, **settings: Any) -> nn.Module:
     if unused:
         raise TypeError(f"googlenet takes num_classes, in_chans and drop_rate; found {', '.join(unused)}")
     inception = functools.partial(_vision.Inception, conv_block=ConvBlock)
-    network: nn.Module = _vision.GoogLeNet(
+    network: Any = _vision.GoogLeNet(
         num_classes=known.get("num_classes", 1000),
         aux_logits=False,
         transform_input=False,
@@ -44,11 +49,10 @@ def googlenet(pretrained: bool = False, **settings: Any) -> nn.Module:
         blocks=[ConvBlock, inception, _vision.InceptionAux],
         dropout=known.get("drop_rate", 0.2),
     )
+    if known.get("in_chans", 3) != 3:
+        network.conv1 = ConvBlock(known["in_chans"], 64, kernel_size=7, stride=2, padding=3)
     _initialise(network)
-    channels = known.get("in_chans", 3)
-    if channels != 3:
-        network.conv1 = ConvBlock(channels, 64, kernel_size=7, stride=2, padding=3)
-    return network
+    return cast(nn.Module, network)
 
 
 def _initialise(network: nn.Module) -> None:
