@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from adapters import attacks, checkpoints, models
+from adapters.errors import UserError
 from adapters.protocols import ImageTensors, LabelMap, Trigger
 from bench import victim_files as files
 from bench.cells import SCHEMA_VERSION, Cell, ImageTrigger, content_hash
@@ -55,8 +56,12 @@ def cell_attacks(cell: Cell, data: ImageTensors) -> tuple[Attack, ...]:
         parts = [(cell.attack, cell.target, "cell.attack", "cell.target")]
     else:
         raise ValueError("expected a cell with an attack and a target, or with a victim")
-    built = []
+    built: list[Attack] = []
+    specs: list[object] = []
     for spec, target, attack_key, target_key in parts:
+        if spec in specs:
+            raise UserError(f"{attack_key}: {spec!r} is listed twice; expected triggers that differ")
+        specs.append(spec)
         given = spec.model_dump() if isinstance(spec, ImageTrigger) else spec
         seed = derive_seed("trigger", cell.dataset, _attack_hash(cell), cell.seed)
         trigger = attacks.build(given, data.image_shape, seed, attack_key)

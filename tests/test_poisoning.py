@@ -1,0 +1,101 @@
+"""Poisoning: exact to the image, and nothing else moves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapters.attacks import AllToAll, AllToOne, build, poison, poison_count
+from adapters.errors import UserError
+from adapters.protocols import LabelledImages, LabelMap
+
+light = settings(deadline=None, max_examples=20)
+SHAPE = (3, 8, 8)
+
+
+def training_set(count: int = 80, classes: int = 4, seed: int = 0) -> LabelledImages:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 200, (count, *SHAPE), dtype=torch.uint8, generator=generator)  # never white: badnets shows
+    return LabelledImages(images, torch.randint(0, classes, (count,), generator=generator))
+
+
+@light
+@given(
+    name=st.sampled_from(["badnets", "blend"]),
+    mapping=st.sampled_from([AllToOne(1), AllToAll(4)]),
+    ratio=st.floats(0.02, 0.5),
+    seed=st.integers(0, 99),
+)
+def test_exactly_the_chosen_images_change(name: str, mapping: LabelMap, ratio: float, seed: int) -> None:
+    train = training_set(seed=seed)
+    before = LabelledImages(train.images.clone(), train.labels.clone())
+    trigger = build(name, SHAPE, 0)
+    out = poison(train, [(trigger, mapping)], ratio, seed)
+    assert torch.equal(train.images, before.images)
+    assert torch.equal(train.labels, before.labels)
+    changed = (out.images != train.images).flatten(1).any(dim=1)
+    assert torch.equal(changed.nonzero().squeeze(1), out.indices)
+    assert torch.equal((out.labels != train.labels).nonzero().squeeze(1), out.indices)
+    assert len(out.indices) == round(ratio * 80) == poison_count(train.labels, mapping, ratio)
+    assert out.images.dtype == torch.uint8
+    expected = (trigger(train.images[out.indices].float() / 255) * 255).round().to(torch.uint8)
+    assert torch.equal(out.images[out.indices], expected)
+    assert torch.equal(out.labels[out.indices], mapping(train.labels[out.indices]))
+    assert mapping.is_poisonable(train.labels[out.indices]).all()
+    again = poison(train, [(trigger, mapping)], ratio, seed)
+    assert torch.equal(again.images, out.images)
+    assert torch.equal(again.labels, out.labels)
+
+
+def test_larger_ratio_poisons_the_same_images_and_more() -> None:
+    attacks = [(build("badnets", SHAPE, 0), AllToOne(0))]
+    few, many = (poison(training_set(), attacks, ratio, 3).indices for ratio in (0.1, 0.4))
+    assert torch.isin(few, many).all()
+    assert not torch.equal(few, poison(training_set(), attacks, 0.1, 4).indices)
+
+
+@light
+@given(seed=st.integers(0, 99), ratio=st.floats(0.02, 0.25))
+def test_several_triggers_never_share_an_image(seed: int, ratio: float) -> None:
+    train = training_set(seed=seed)
+    attacks = [(build("badnets", SHAPE, 0), AllToOne(1)), (build("blend", SHAPE, 0), AllToOne(2))]
+    out = poison(train, attacks, ratio, seed)
+    assert len(out.indices.unique()) == len(out.indices) == 2 * round(ratio * 80)
+    for row, (trigger, mapping) in enumerate(attacks):
+        mine = out.indices[out.source == row]
+        assert len(mine) == round(ratio * 80)
+        assert torch.equal(out.labels[mine], mapping(train.labels[mine]))
+        expected = (trigger(train.images[mine].float() / 255) * 255).round().to(torch.uint8)
+        assert torch.equal(out.images[mine], expected)
+
+
+def test_unattainable_ratios_say_what_is_attainable() -> None:
+    labels = torch.arange(40) % 4
+    with pytest.raises(UserError, match=r"cell.poison_ratio: found 0.9, 36 of 40 .*expected at most 0.75 \(30 images"):
+        poison_count(labels, AllToOne(2), 0.9)
+    assert poison_count(labels, AllToOne(2), 0.75) == 30
+    assert poison_count(labels, AllToAll(4), 0.99) == 40
+    with pytest.raises(UserError, match=r"at most 0.375 for each of 2 triggers"):
+        poison_count(labels, [AllToOne(1), AllToOne(2)], 0.4)
+    with pytest.raises(UserError, match=r"found 0.01, less than one of 40 training images; expected at least 0.025"):
+        poison_count(labels, AllToOne(2), 0.01)
+    with pytest.raises(UserError, match=r"expected at most 0 "):
+        poison_count(torch.zeros(5, dtype=torch.int64), AllToOne(0), 0.2)
+
+
+def test_attainable_maximum_is_reached() -> None:
+    train = LabelledImages(training_set(40).images, torch.arange(40) % 4)
+    attacks = [(build("badnets", SHAPE, 0), AllToOne(1)), (build("blend", SHAPE, 0), AllToOne(2))]
+    for seed in range(20):
+        assert len(poison(train, attacks, 0.375, seed).indices) == 30
+
+
+def test_global_random_state_plays_no_part() -> None:
+    attacks = [(build("blend", SHAPE, 0), AllToOne(0))]
+    state = torch.get_rng_state()
+    first = poison(training_set(), attacks, 0.2, 5)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)
+    assert torch.equal(first.images, poison(training_set(), attacks, 0.2, 5).images)
