@@ -39,9 +39,7 @@ def solver(name: str, **settings: float) -> Solver:
     seed=st.integers(0, 1000),
     damping=st.sampled_from([0.0, 0.5]),
 )
-def test_agrees_with_dense_on_positive_definite(
-    name: str, eigenvalues: list[float], seed: int, damping: float
-) -> None:
+def test_agrees_with_dense_on_positive_definite(name: str, eigenvalues: list[float], seed: int, damping: float) -> None:
     matrix, b = symmetric(eigenvalues, seed), right_hand_side(len(eigenvalues), seed)
     found = solver(name, damping=damping).solve(lambda v: matrix @ v, b)
     oracle = Dense(damping=damping).solve(lambda v: matrix @ v, b)

@@ -1,0 +1,225 @@
+"""The rounds of Algorithm 1: what each recipe computes, what is refused, and what is never touched."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ibau_defense import IBAU, RECIPES, Ascent, L2Ball, Network, UniversalLoss, ascend
+from ibau_defense.recipes import PAPER, REFERENCE, REFERENCE_GTSRB, Recipe
+from ibau_defense.solvers import ConjugateGradient, FixedPoint
+
+
+def tiny(dtype: torch.dtype = torch.float64) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ELU(), nn.MaxPool2d(2), nn.Dropout(0.5), nn.Flatten(),
+        nn.Linear(4 * 16, 5),
+    )  # fmt: skip
+    return model.to(dtype).eval()
+
+
+def clean_set(count: int = 200, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(count, 3, 8, 8, generator=generator, dtype=dtype), torch.arange(count) % 5
+
+
+def authors_round(model: nn.Module, images: Tensor, labels: Tensor, carriers: list[int], clip: bool) -> nn.Module:
+    """One round of the notebooks' algorithm, written out anew with plain autograd.
+
+    δ: one SGD step of rate 10 (or Adam, rate 1) a mini-batch on predicted labels minus 0.001‖δ‖², then projected.
+    Then for each mini-batch v ← (∂Φ/∂δ)ᵀv + ∇₁L five times from 0, Φ(δ) = δ − 0.1∇(−H + 0.001‖δ‖²) on the first
+    mini-batch's true labels, and ∇₂L + (∂Φ/∂θ)ᵀv into Adam.
+    """
+    net = copy.deepcopy(model).eval()
+    batches = list(zip(images.split(100), labels.split(100), strict=True))
+
+    def push(x: Tensor) -> Tensor:
+        return x.clamp(0, 1) if clip else x
+
+    delta = torch.zeros_like(images[0], requires_grad=True)
+    inner = torch.optim.Adam([delta], lr=1.0) if clip else torch.optim.SGD([delta], lr=10.0)
+    for x, _ in batches:
+        predicted = net(x).argmax(1)
+        loss = -F.cross_entropy(net(push(x + delta)), predicted) + 0.001 * delta.norm() ** 2
+        inner.zero_grad()
+        loss.backward()
+        inner.step()
+    point = (delta * min(1.0, 10.0 / float(delta.detach().norm()))).detach().requires_grad_(True)
+    theta = list(net.parameters())
+    outer = torch.optim.Adam(theta, lr=0.001)
+    for number, (x, y) in enumerate(batches):
+        mask = torch.zeros(len(x), 1, 1, 1, dtype=x.dtype)
+        mask[carriers[number]] = 1
+        top = F.cross_entropy(net(push(x + mask * point)), y)
+        pull = torch.autograd.grad(top, point, retain_graph=True)[0]
+        direct = torch.autograd.grad(top, theta)
+        x0, y0 = batches[0]
+        bottom = -F.cross_entropy(net(push(x0 + point)), y0) + 0.001 * point.norm() ** 2
+        mapped = point - 0.1 * torch.autograd.grad(bottom, point, create_graph=True)[0]
+        v = torch.zeros_like(point)
+        for _ in range(5):
+            v = torch.autograd.grad(mapped, point, v, retain_graph=True)[0] + pull
+        implicit = torch.autograd.grad(mapped, theta, v)
+        for parameter, a, b in zip(theta, direct, implicit, strict=True):
+            parameter.grad = a + b
+        outer.step()
+    return net
+
+
+@pytest.mark.parametrize(("recipe", "clip"), [("reference", False), ("reference_gtsrb", True)])
+def test_reference_is_the_authors_algorithm(recipe: str, clip: bool) -> None:
+    model, (images, labels) = tiny(), clean_set(300)
+    generator = torch.Generator().manual_seed(7)
+    carriers = [int(torch.randperm(100, generator=generator)[0]) for _ in range(3)]
+    expected = authors_round(model, images, labels, carriers, clip)
+    found = IBAU(L2Ball(10.0), recipe, seed=7).unlearn(model, images, labels)
+    for name, parameter in found.model.state_dict().items():
+        assert torch.allclose(parameter, expected.state_dict()[name], atol=1e-9), name
+    report = found.rounds[0]
+    assert (report.steps, report.solver_steps) == (3, 5)
+    assert report.implicit_norm > 0
+
+
+def test_paper_is_algorithm_1_on_the_whole_clean_set() -> None:
+    """One iteration by hand: δ from 0, T projected Adam steps, five fixed-point steps, θ − β∇ψ̃."""
+    model, (images, labels) = tiny(), clean_set(40)
+    network = Network(model)
+    loss = UniversalLoss(network, images, labels)
+    delta = ascend([loss], network.theta, torch.zeros_like(images[0]), L2Ball(0.5), PAPER.ascent).delta
+    assert float(delta.norm()) <= 0.5 + 1e-9
+    point = delta.clone().requires_grad_(True)
+    theta = tuple(x.clone().requires_grad_(True) for x in network.theta)
+    h = loss(point, theta)
+    pull, *direct = torch.autograd.grad(h, (point, *theta), create_graph=True)
+    v, b = torch.zeros_like(pull), pull.detach()
+    for _ in range(5):  # (∇²₁H)⁻¹-series of step 0.1 on A = −∇²₁H
+        v = v + 0.1 * torch.autograd.grad(pull, point, v, retain_graph=True)[0] + 0.1 * b
+    implicit = torch.autograd.grad(pull, theta, v)
+    cleaned = IBAU(L2Ball(0.5), "paper").unlearn(model, images, labels)
+    assert cleaned.rounds[0].steps == 1
+    for parameter, before, g, i in zip(cleaned.model.parameters(), theta, direct, implicit, strict=True):
+        assert torch.allclose(parameter, before - 0.1 * (g + i), atol=1e-10)
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_the_callers_module_is_never_changed(recipe: str) -> None:
+    model, (images, labels) = tiny(torch.float32).train(), clean_set(100, torch.float32)
+    next(model.parameters()).requires_grad_(False)
+    model[0].bias.grad = torch.ones(4)
+    state, flags = copy.deepcopy(model.state_dict()), [p.requires_grad for p in model.parameters()]
+    random = torch.random.get_rng_state()
+    cleaned = IBAU(recipe=recipe).unlearn(model, images, labels)
+    assert model.training
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert torch.equal(model[0].bias.grad, torch.ones(4))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    assert not cleaned.model.training
+    assert any(not torch.equal(p, q) for p, q in zip(model.parameters(), cleaned.model.parameters(), strict=True))
+    for name in ("1.running_mean", "1.running_var", "1.num_batches_tracked"):
+        assert torch.equal(cleaned.model.state_dict()[name], state[name])
+
+
+def test_one_seed_one_result_and_another_seed_another() -> None:
+    model, (images, labels) = tiny(), clean_set(200)
+    first, again, other = (IBAU(recipe="reference", seed=s).unlearn(model, images, labels).model for s in (0, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("count", [50, 150, 0])
+def test_delta_on_no_image_is_an_error_not_a_no_op(count: int) -> None:
+    """One in a hundred of a mini-batch of 50 is none: the authors' code then trains on clean images alone."""
+    images, labels = clean_set(200)
+    with pytest.raises(ValueError, match="none"):
+        IBAU(recipe="reference").unlearn(tiny(), images[:count], labels[:count])
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, None])
+def test_the_paper_recipe_takes_any_batch_size(size: int | None) -> None:
+    images, labels = clean_set(20)
+    report = IBAU(recipe=replace(PAPER, batch_size=size)).unlearn(tiny(), images, labels).rounds[0]
+    assert report.steps == math.ceil(20 / (size or 20))
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.3, 2.0])
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_the_radius_is_enforced(recipe: str, radius: float) -> None:
+    images, labels = clean_set(100)
+    report = IBAU(L2Ball(radius), recipe).unlearn(tiny(), images, labels).rounds[0]
+    assert report.delta_norm <= radius * (1 + 1e-6)
+
+
+def test_micro_batches_do_not_change_the_result() -> None:
+    model, (images, labels) = tiny(), clean_set(30)
+    whole, parts = (IBAU(micro_batch=m).unlearn(model, images, labels).model for m in (None, 7))
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-9)
+
+
+def test_a_time_limit_returns_what_there_is() -> None:
+    model, (images, labels) = tiny(), clean_set(200)
+    asked = iter([False, True])
+    outcome = IBAU(recipe="reference").unlearn(model, images, labels, out_of_time=lambda: next(asked))
+    assert outcome.status == "timeout"
+    assert outcome.rounds[0].steps == 1
+
+
+def test_a_gradient_that_is_not_finite_is_not_taken() -> None:
+    model, (images, labels) = tiny(), clean_set(20)
+    images[0, 0, 0, 0] = float("nan")
+    outcome = IBAU().unlearn(model, images, labels)
+    assert outcome.status == "diverged"
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), outcome.model.parameters(), strict=True))
+
+
+def test_danskin_drops_the_implicit_term_and_nothing_else() -> None:
+    model, (images, labels) = tiny(), clean_set(30)
+    recipe = replace(PAPER, implicit=False)
+    report = IBAU(recipe=recipe).unlearn(model, images, labels).rounds[0]
+    assert (report.implicit_norm, report.solver_status) == (0.0, {})
+    assert math.isnan(report.angle)
+    assert report.as_dict()["angle"] is None
+
+
+def test_the_boundary_form_is_better_posed_than_equation_3_at_a_constrained_maximiser() -> None:
+    model, (images, labels) = tiny(), clean_set(50)
+    ascent = Ascent(steps=200, step_size=0.02, optimizer="normalised")
+    solver = ConjugateGradient(max_steps=200, rtol=1e-8)
+    plain, boundary = (
+        IBAU(L2Ball(0.5), Recipe(ascent=ascent, solver=solver, boundary=b)).unlearn(model, images, labels).rounds[0]
+        for b in (False, True)
+    )
+    assert boundary.solver_status == {"converged": 1}
+    assert boundary.curvature is not None
+    assert boundary.curvature > 0
+    assert plain.solver_status == {"breakdown": 1}
+
+
+def test_ascent_raises_the_loss_and_reports_when_it_does_not() -> None:
+    network, (images, labels) = Network(tiny()), clean_set(50)
+    loss = UniversalLoss(network, images, labels)
+    up = ascend([loss], network.theta, torch.zeros_like(images[0]), L2Ball(5.0), Ascent(20, 0.1, "normalised"))
+    assert up.status == "ascended"
+    assert float(up.trace[-1]) > float(up.trace[0])
+    still = ascend([loss], network.theta, torch.zeros_like(images[0]), L2Ball(0.0), Ascent(5, 0.1))
+    assert still.status == "no_gain"
+
+
+def test_unknown_recipe_and_bad_settings_are_refused() -> None:
+    images, labels = clean_set(10)
+    with pytest.raises(ValueError, match="paper, reference"):
+        IBAU(recipe="magic").unlearn(tiny(), images, labels)
+    with pytest.raises(ValueError, match="carriers"):
+        replace(REFERENCE, carriers=0.0)
+    with pytest.raises(ValueError, match="batch_size"):
+        replace(REFERENCE_GTSRB, batch_size=0)
+    assert isinstance(REFERENCE.solver, FixedPoint)
