@@ -43,24 +43,31 @@ class Grant:
 
 
 class ClusterStart(threading.Thread):
-    """Starts Ray while the caller does something else; ``wait`` gives the result or raises what went wrong."""
+    """Starts Ray while the caller does something else; ``wait`` gives the result or raises what went wrong.
+
+    The thread lives until ``stop``: the kernel ends Ray's processes together with the thread that started them.
+    """
 
     def __init__(self, resources: Resources, address: str | None, max_concurrent: int | None) -> None:
-        super().__init__(name="ray-start", daemon=True)
-        self._resources, self._address, self._max_concurrent = resources, address, max_concurrent
+        super().__init__(name="ray", daemon=True)
+        self._request = resources, address, max_concurrent
         self._grant: Grant | None = None
         self._error: BaseException | None = None
+        self._settled, self._released = threading.Event(), threading.Event()
 
     def run(self) -> None:
         try:
-            self._grant = start(self._resources, self._address, self._max_concurrent)
+            self._grant = start(*self._request)
             import ray.tune  # noqa: F401  (takes seconds too: better here than later)
         except BaseException as error:  # handed to whoever waits
             self._error = error
+        self._settled.set()
+        self._released.wait()
+        shutdown()
 
     def wait(self) -> Grant:
-        while self.is_alive():  # in steps, so that Ctrl-C gets through
-            self.join(0.2)
+        while not self._settled.wait(0.2):  # in steps, so that Ctrl-C gets through
+            pass
         if self._error is not None:
             raise self._error
         assert self._grant is not None
@@ -68,9 +75,8 @@ class ClusterStart(threading.Thread):
 
     def stop(self) -> None:
         """Shut Ray down, whatever state it is in."""
-        while self.is_alive():
-            self.join(0.2)
-        shutdown()
+        self._released.set()
+        self.join()
 
 
 def start(resources: Resources, address: str | None, max_concurrent: int | None) -> Grant:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -51,18 +52,29 @@ class Listener(Protocol):
 
 @dataclass
 class Ledger:
-    """What the workers did. ``busy``: seconds inside jobs, over all workers; times are ``time.monotonic()``."""
+    """What the workers did, in seconds over all workers.
+
+    ``busy``: inside jobs. ``work``: of these, training victims and defending, which leaves out imports, loading and
+    scoring. ``first_start`` and ``last_end`` are ``time.monotonic()``.
+    """
 
     busy: float = 0.0
+    work: float = 0.0
     first_start: float | None = None
     last_end: float | None = None
     statuses: dict[str, int] = field(default_factory=dict)
 
-    def share(self, workers: int) -> float | None:
-        """Busy seconds as a share of what ``workers`` had between the first start and the last end."""
-        if self.first_start is None or self.last_end is None or self.last_end <= self.first_start:
+    @property
+    def wall(self) -> float:
+        """Seconds from the first start to the last end."""
+        return 0.0 if self.first_start is None or self.last_end is None else self.last_end - self.first_start
+
+    def shares(self, workers: int) -> tuple[float, float] | None:
+        """``busy`` and ``work`` as shares of what ``workers`` had between the first start and the last end."""
+        total = workers * self.wall
+        if total <= 0:
             return None
-        return min(1.0, self.busy / (workers * (self.last_end - self.first_start)))
+        return min(1.0, self.busy / total), min(1.0, self.work / total)
 
 
 class CellTrainable(tune.Trainable):  # type: ignore[misc]
@@ -84,16 +96,24 @@ class CellTrainable(tune.Trainable):  # type: ignore[misc]
         result: dict[str, Any] = {"done": True}
         if self._job["kind"] == "victim":
             try:
-                self._runner.prepare(cell)
+                result["work"] = self._runner.prepare(cell).victim.seconds
             except Exception as error:  # recorded for each cell of this victim
                 logger.debug("victim %s failed", cell.victim_id, exc_info=True)
                 result["error"] = reason(error)
         else:
-            result["record"] = self._runner.run(cell).line().decode()
+            record = self._runner.run(cell)
+            result |= {"record": record.line().decode(), "work": record.seconds or 0.0}
         return {**result, "seconds": time.perf_counter() - start}
 
 
-class QueueSearcher(Searcher):  # type: ignore[misc]
+class _NotPickled:
+    """Tune pickles what it is given, so that it could go on after a crash. We go on from our records instead."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class QueueSearcher(_NotPickled, Searcher):  # type: ignore[misc]
     """Hands the queue's jobs to Tune as its "suggestions"."""
 
     def __init__(self, queue: JobQueue, limit: int | None) -> None:
@@ -115,7 +135,7 @@ class QueueSearcher(Searcher):  # type: ignore[misc]
         return None
 
 
-class Recorder(tune.Callback):  # type: ignore[misc]
+class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
     """Writes each record the moment its trial reports, and keeps queue, ledger and listener up to date."""
 
     def __init__(self, searcher: QueueSearcher, store: RecordStore, portable: Portable, listener: Listener) -> None:
@@ -138,6 +158,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
             return
         seconds = float(result["seconds"])
         self.ledger.busy += seconds
+        self.ledger.work += float(result.get("work", 0.0))
         if "error" in result:
             self._fail(job, result["error"], seconds)
             return
@@ -199,6 +220,8 @@ def run_sweep(
         portable: gives a record the paths it is stored with.
         limit: the most trials at once, where the cluster has room for more.
     """
+    # Tune would otherwise start one worker after the other, and keep only one idle worker for the next job.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(grant.workers)
     searcher = QueueSearcher(queue, limit)
     recorder = Recorder(searcher, store, portable, listener)
     scratch = store.folder / ".tune"
@@ -220,6 +243,8 @@ def run_sweep(
             storage_path=str(scratch),
             verbose=0,
             callbacks=[recorder],
+            # A trial has nothing to save; the save that is Tune's default would fail, and take the worker with it.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=RETRIES),
         ),
     )

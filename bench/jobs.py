@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from bench.cells import Cell
+
+
+class Family(NamedTuple):
+    kind: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -26,31 +32,30 @@ class Job:
     victim: str
 
     @property
-    def family(self) -> str:
+    def family(self) -> Family:
         """Jobs of one family are expected to cost the same."""
-        if self.kind == "victim":
-            return f"victim {self.cell.dataset} {self.cell.model}"
-        return f"{self.cell.dataset} {self.cell.model} {self.cell.clean_size} {self.cell.defense}"
+        size = self.cell.training if self.kind == "victim" else (self.cell.clean_size, str(self.cell.defense))
+        return Family(self.kind, f"{self.cell.dataset} {self.cell.model} {size}")
 
 
-@dataclass
 class Durations:
     """Seconds that finished jobs took, by family."""
 
-    _sum: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    _count: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    def __init__(self) -> None:
+        self._seconds: dict[Family, list[float]] = defaultdict(list)
+        self._all: dict[str, list[float]] = defaultdict(list)
 
-    def add(self, family: str, seconds: float) -> None:
-        self._sum[family] += seconds
-        self._count[family] += 1
+    def add(self, family: Family, seconds: float) -> None:
+        self._seconds[family].append(seconds)
+        self._all[family.kind].append(seconds)
 
-    def mean(self, family: str) -> float | None:
-        count = self._count.get(family, 0)
-        return self._sum[family] / count if count else None
+    def seen(self, family: Family) -> bool:
+        return family in self._seconds
 
-    def overall(self) -> float | None:
-        count = sum(self._count.values())
-        return sum(self._sum.values()) / count if count else None
+    def mean(self, family: Family) -> float | None:
+        """Of the family; of all jobs of its kind if none of it has finished; None if none of those has either."""
+        values = self._seconds.get(family) or self._all.get(family.kind)
+        return math.fsum(values) / len(values) if values else None
 
 
 class JobQueue:
@@ -68,10 +73,10 @@ class JobQueue:
         self.beside: dict[str, int] = {}
         """By key: the largest number of other jobs that ran at any time during this one."""
         self._order = itertools.count()
-        self._families: dict[str, list[tuple[int, Job]]] = defaultdict(list)
+        self._families: dict[Family, list[tuple[int, Job]]] = defaultdict(list)
         self._waiting: dict[str, list[Job]] = defaultdict(list)
         self._victims: list[tuple[float, int, Job]] = []
-        self._unfinished: Counter[str] = Counter()
+        self._unfinished: Counter[Family] = Counter()
         self.cells_left = 0
         """Cells not finished, the running ones among them."""
         self.victims_left = 0
@@ -119,20 +124,19 @@ class JobQueue:
         return self.cells_left == 0
 
     def seconds_left(self, workers: int) -> float | None:
-        """What the remaining jobs will take, from what finished ones took; None while nothing is known.
+        """What the remaining jobs will take, from what finished ones took; None while too little is known.
 
-        Running jobs count as half done.
+        A family of which none has finished counts like the other cells, or the other victims, on average. Running
+        jobs count as half done.
         """
-        fallback = self.durations.overall()
-        if fallback is None:
-            return None
-        counts = Counter(job.family for job in self.running.values())
-        total = sum(self._guess(name, fallback) * (left - counts[name] / 2) for name, left in self._unfinished.items())
+        running = Counter(job.family for job in self.running.values())
+        total = 0.0
+        for family, left in self._unfinished.items():
+            seconds = self.durations.mean(family)
+            if left and seconds is None:
+                return None
+            total += (seconds or 0.0) * (left - running[family] / 2)
         return total / max(1, workers)
-
-    def _guess(self, family: str, fallback: float) -> float:
-        mean = self.durations.mean(family)
-        return fallback if mean is None else mean
 
     def _end(self, job: Job) -> None:
         self.running.pop(job.key, None)
@@ -155,9 +159,9 @@ class JobQueue:
         if not families:
             return None
 
-        def rank(name: str) -> tuple[float, int]:
-            mean = self.durations.mean(name)
-            return (float("inf") if mean is None else mean), -self._families[name][0][0]
+        def rank(family: Family) -> tuple[float, int]:
+            mean = self.durations.mean(family) if self.durations.seen(family) else None
+            return (math.inf if mean is None else mean), -self._families[family][0][0]
 
         best = max(families, key=rank)
         job = heapq.heappop(self._families[best])[1]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from adapters import attacks, checkpoints, datasets, models
 from adapters.errors import UserError
@@ -99,16 +100,22 @@ def _spec(trigger: str | ImageTrigger) -> Any:
 
 
 def _weight(name: str, data: ImageTensors) -> float:
-    """Multiplications and additions of one forward pass, counted by torch; parameters where that fails."""
-    from torch.utils.flop_counter import FlopCounterMode
-
+    """Multiplications of one forward pass in convolutions and linear layers, which is nearly all of them."""
     model = models.build(name, data.num_classes, data.image_shape).eval()
-    try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(torch.zeros(1, *data.image_shape))
-        return float(counter.get_total_flops())
-    except (RuntimeError, NotImplementedError, AttributeError):
-        return float(sum(value.numel() for value in model.parameters()))
+    total = 0
+
+    def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        nonlocal total
+        weight = module.weight
+        if isinstance(output, Tensor) and isinstance(weight, Tensor):
+            total += output.numel() * weight[0].numel()
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        model(torch.zeros(1, *data.image_shape))
+    return float(total)
 
 
 def _at(plan: SweepPlan, name: str, check: Any) -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from bench.sweep import Options
 
 INTERRUPTED = 130
+TABLE_WIDTH = 120
+"""Where there is no terminal to fill."""
 
 
 class Session:
@@ -91,11 +93,13 @@ class Session:
         limit = options.max_concurrent if options.address else None
         with Progress(self._console, queue, len(plan.cells), len(plan.cells) - len(left), grant.workers) as progress:
             ledger = engine.run_sweep(queue, grant, settings, self._store, self._portable, progress, limit)
-        share = ledger.share(grant.workers)
-        busy = "" if share is None else f"; workers were busy {share:.0%} of the time from the first job to the last"
+        shares = ledger.shares(grant.workers)
+        busy = ""
+        if shares is not None:
+            busy = f"; workers were busy {shares[0]:.0%} of it, {shares[1]:.0%} training and defending"
         self._say(
             f"{len(left)} cells in {duration(time.monotonic() - began)}, after {duration(began - self._start)} of"
-            f" preparation{busy}"
+            f" preparation; from the first job to the last {duration(ledger.wall)}{busy}"
         )
         return self._end()
 
@@ -108,7 +112,8 @@ class Session:
 
         ids = {cell.id for cell in self._plan.cells}
         records = [record for record in self._store.read() if record.id in ids]
-        Console(highlight=False).print(table(records))
+        width = None if self._console.is_terminal else TABLE_WIDTH
+        Console(highlight=False, width=width).print(table(records))
         self._say(outcome(records))
         page = self._folder / "report.html"
         if not page.exists() or page.stat().st_mtime < self._store.path.stat().st_mtime:
