@@ -7,7 +7,6 @@ names, paths and numpy arrays), ``{"state_dict": ...}``, a bare state dict, and 
 from __future__ import annotations
 
 import contextlib
-import pathlib
 import pickle
 import re
 import warnings
@@ -15,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -99,7 +97,7 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        with _harmless_globals(), warnings.catch_warnings():
+        with _stand_ins(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on old file formats; the file is not the user's making
             return torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
@@ -136,25 +134,31 @@ def _is_entry(name: object, tensor: object) -> bool:
     return isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
 
 
-def _harmless_globals() -> contextlib.AbstractContextManager[object]:
-    """Let numpy arrays and paths, which stand beside the weights in BackdoorBench's files, through; nothing else.
+class _StandIn:
+    """Takes the place of a numpy array, a numpy scalar or a path, and holds nothing."""
 
-    They only build values. torch before 2.5 has no such switch that ends with the block: such files are refused there.
+    def __init__(self, *content: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _stand_ins() -> contextlib.AbstractContextManager[object]:
+    """Let files through that hold numpy arrays or paths beside the weights, without building either.
+
+    BackdoorBench's do. Allowing numpy's own functions would hand them bytes of the file's choosing, so each name is
+    bound to an empty class instead. torch before 2.5 has no such switch that ends with the block: it refuses the file.
     """
     scope = getattr(torch.serialization, "safe_globals", None)
     if scope is None:
         return contextlib.nullcontext()
-    multiarray = getattr(np, "_core", None) or np.core  # numpy 1 and 2 name it differently, and so do their pickles
-    rebuild, scalar = multiarray.multiarray._reconstruct, multiarray.multiarray.scalar
-    allowed: list[Any] = [np.ndarray, np.dtype, *_dtype_classes()]
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        allowed += [(rebuild, f"{module}._reconstruct"), (scalar, f"{module}.scalar")]
-    for module in ("pathlib", "pathlib._local"):
-        allowed += [(pathlib.PurePosixPath, f"{module}.{name}") for name in ("PosixPath", "PurePosixPath")]
-        allowed += [(pathlib.PureWindowsPath, f"{module}.{name}") for name in ("WindowsPath", "PureWindowsPath")]
-    context: contextlib.AbstractContextManager[object] = scope(allowed)
+    names = [(package, name) for package in ("pathlib", "pathlib._local") for name in _PATHS]
+    names += [(f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")]
+    names += [("numpy", "ndarray"), ("numpy", "dtype")]
+    stand_ins = [type(name, (_StandIn,), {"__module__": package, "__qualname__": name}) for package, name in names]
+    context: contextlib.AbstractContextManager[object] = scope(stand_ins)
     return context
 
 
-def _dtype_classes() -> list[type]:
-    return [type(np.dtype(code)) for code in ("?", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8", "U1", "S1", "O")]
+_PATHS = ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")

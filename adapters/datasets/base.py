@@ -57,8 +57,8 @@ def read_image(path: Path, size: int, box: Box | None = None) -> Pixels:
         with Image.open(path) as stored:
             image = _to_rgb(stored)
             if box is not None:
-                crop = _scale(box, image.width, image.height)
-                image = image.resize((size, size), Image.Resampling.BICUBIC, box=crop)
+                crop = image.crop(_pixels(box, image.width, image.height))
+                image = crop.resize((size, size), Image.Resampling.BICUBIC)
             elif image.size != (size, size):
                 image = image.resize((size, size), Image.Resampling.BILINEAR)
             return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
@@ -73,9 +73,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _scale(box: Box, width: int, height: int) -> Box:
-    left, top, right, bottom = box
-    return left * width, top * height, right * width, bottom * height
+def _pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+    """Whole pixels, at least one: a resize of fractions would let what lies around the crop bleed in."""
+    left, top, right, bottom = (round(share * side) for share, side in zip(box, (width, height) * 2, strict=True))
+    return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
 def read_images(

@@ -26,7 +26,7 @@ from adapters.protocols import ImageTensors, LabelledImages
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raise it whenever decoding, cropping or splitting changes."""
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 

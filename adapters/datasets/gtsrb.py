@@ -18,8 +18,13 @@ log = logging.getLogger(__name__)
 
 FULL, SMALL, TEST, IMAGE_SIZE, POOL_SIZE = 39_209, 26_640, 12_630, 32, 5000
 ARCHIVES = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
-FULL_ARCHIVE, FULL_MD5 = "GTSRB_Final_Training_Images.zip", "f33fd80ac59bff73c82d25ab499e03a3"
-KINDS = {FULL: "the full training set (39,209 images)", SMALL: "torchvision's older training set (26,640 images)"}
+TRAIN_FULL = ("GTSRB_Final_Training_Images.zip", "f33fd80ac59bff73c82d25ab499e03a3")
+TRAIN_SMALL = ("GTSRB-Training_fixed.zip", "513f3c79a4c5141765e10e952eaa2478")
+TEST_IMAGES = ("GTSRB_Final_Test_Images.zip", "c7e4e6327067d32654124b0fe9e82185")
+TEST_LABELS = ("GTSRB_Final_Test_GT.zip", "fe31e9c9270bbcd7b84b7f21a9d9d9e5")
+"""Archives and their MD5 sums; all but the first are those that torchvision's GTSRB fetches."""
+KINDS = {FULL: ("the full training set", "gtsrb"), SMALL: ("torchvision's older training set", "gtsrb_26640")}
+"""Number of training images to what they are and the data set they are called here."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,14 @@ class Gtsrb:
     pool_size: int = POOL_SIZE
 
     def sources(self, root: Path) -> list[Path]:
-        train, test = self._train_folder(root), root / "gtsrb/GTSRB/Final_Test/Images"
-        annotations = root / "gtsrb/GT-final_test.csv"
-        if train is None or not test.is_dir() or not annotations.is_file():
-            self._download(root, train is None)
-            train = self._train_folder(root)
+        test, annotations = root / "gtsrb/GTSRB/Final_Test/Images", root / "gtsrb/GT-final_test.csv"
+        present = {
+            self._archive(): self._train_folder(root) is not None,
+            TEST_IMAGES: test.is_dir(),
+            TEST_LABELS: annotations.is_file(),
+        }
+        self._download(root, [archive for archive, there in present.items() if not there])
+        train = self._train_folder(root)
         if train is None:
             raise self._missing(root, "the archive held no training folder")
         classes = sorted(folder for folder in train.iterdir() if folder.is_dir())
@@ -51,7 +59,7 @@ class Gtsrb:
         if train_folder is None:
             raise self._missing(root, "no training folder")
         classes = sorted(folder for folder in train_folder.iterdir() if folder.is_dir())
-        self._check_count(train_folder, sum(1 for folder in classes for _ in folder.glob("*.ppm")))
+        self._check_count(root, train_folder, sum(1 for folder in classes for _ in folder.glob("*.ppm")))
         train = _Rows.read([(folder / f"GT-{folder.name}.csv", folder) for folder in classes])
         test = _Rows.read([(root / "gtsrb/GT-final_test.csv", root / "gtsrb/GTSRB/Final_Test/Images")])
         for rows, expected, what in ((train, self.train_size, "training"), (test, self.test_size, "test")):
@@ -70,32 +78,28 @@ class Gtsrb:
             folders.reverse()
         return next((folder for folder in folders if folder.is_dir()), None)
 
-    def _check_count(self, folder: Path, found: int) -> None:
+    def _check_count(self, root: Path, folder: Path, found: int) -> None:
         if found == self.train_size:
             return
-        kind = KINDS.get(found, "neither of the two known training sets, so an incomplete copy")
-        other = {FULL: "gtsrb", SMALL: "gtsrb_26640"}.get(found)
-        advice = f"; to use these images name the data set {other}" if other else ""
+        kind, other = KINDS.get(found, ("neither of the two known training sets, so an incomplete copy", ""))
+        advice = f"; to use these images, name the data set {other}" if other else ""
         raise UserError(
             f"cell.dataset: {self.name}: {folder} holds {found} training images, {kind}; expected {self.train_size}, "
-            f"from {self._archive()} unpacked in {folder.parents[2] if len(folder.parents) > 2 else folder}{advice}"
+            f"from {ARCHIVES}/{self._archive()[0]} unpacked in {root / 'gtsrb'}{advice}"
         )
 
-    def _archive(self) -> str:
-        return f"{ARCHIVES}/{FULL_ARCHIVE if self.train_size == FULL else 'GTSRB-Training_fixed.zip'}"
+    def _archive(self) -> tuple[str, str]:
+        return TRAIN_SMALL if self.train_size == SMALL else TRAIN_FULL
 
-    def _download(self, root: Path, train_missing: bool) -> None:
-        datasets = import_torchvision("torchvision.datasets")
+    def _download(self, root: Path, archives: list[tuple[str, str]]) -> None:
+        if not archives:
+            return
         utils = import_torchvision("torchvision.datasets.utils")
         log.warning("GTSRB is not complete in %s: trying to download it", root / "gtsrb")
         try:
             with network_timeout():
-                if train_missing and self.train_size == FULL:
-                    utils.download_and_extract_archive(self._archive(), str(root / "gtsrb"), md5=FULL_MD5)
-                elif train_missing:
-                    datasets.GTSRB(str(root), split="train", download=True)
-                if not (root / "gtsrb/GT-final_test.csv").is_file():
-                    _download_test(utils, root / "gtsrb")
+                for name, md5 in archives:
+                    utils.download_and_extract_archive(f"{ARCHIVES}/{name}", str(root / "gtsrb"), md5=md5)
         except (OSError, RuntimeError, zipfile.BadZipFile, EOFError) as error:
             raise self._missing(root, f"{type(error).__name__}: {error}") from error
 
@@ -104,17 +108,8 @@ class Gtsrb:
             f"cell.dataset: {self.name} not found: looked for GTSRB/Training/ or GTSRB/Final_Training/Images/, "
             f"GTSRB/Final_Test/Images/ and GT-final_test.csv in {root / 'gtsrb'}, and downloading failed ({reason}); "
             f"either let this program download them (a network that reaches sid.erda.dk), or unpack "
-            f"{self._archive()}, GTSRB_Final_Test_Images.zip and GTSRB_Final_Test_GT.zip of the same address there"
+            f"{self._archive()[0]}, {TEST_IMAGES[0]} and {TEST_LABELS[0]} from {ARCHIVES}/ there"
         )
-
-
-def _download_test(utils: object, folder: Path) -> None:
-    """What torchvision's GTSRB(split="test") fetches; it skips the annotations when the images are there already."""
-    for archive, md5 in (
-        ("GTSRB_Final_Test_Images.zip", "c7e4e6327067d32654124b0fe9e82185"),
-        ("GTSRB_Final_Test_GT.zip", "fe31e9c9270bbcd7b84b7f21a9d9d9e5"),
-    ):
-        utils.download_and_extract_archive(f"{ARCHIVES}/{archive}", str(folder), md5=md5)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

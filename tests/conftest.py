@@ -1,0 +1,28 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REALDATA = "IBAU_BENCH_REALDATA"
+
+
+@pytest.fixture(scope="session")
+def realdata() -> Path:
+    """The folder that holds ``gtsrb/``, ``cifar10_jpeg/`` and ``ibau_authors/``; skips with the reason without it."""
+    folder = os.environ.get(REALDATA)
+    if not folder:
+        pytest.skip(f"{REALDATA} is not set: no real data to test on")
+    missing = [name for name in ("gtsrb", "cifar10_jpeg", "ibau_authors") if not (Path(folder) / name).is_dir()]
+    if missing:
+        pytest.skip(f"{REALDATA}={folder} lacks {', '.join(missing)}")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def realdata_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache folder for all tests on real data, so that each data set is decoded once."""
+    return tmp_path_factory.mktemp("realdata_cache")
