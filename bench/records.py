@@ -93,7 +93,7 @@ class Record(_Row):
     provenance: Provenance | None = None
 
     def line(self) -> bytes:
-        """The record as one line of JSON. A NaN or an infinity in it raises ``ValueError``."""
+        """The record as one line of JSON. A NaN or an infinity among a round's diagnostics becomes null."""
         text = json.dumps(self.model_dump(mode="json", by_alias=True), allow_nan=False, separators=(",", ":"))
         return text.encode() + b"\n"
 

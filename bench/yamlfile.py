@@ -21,7 +21,14 @@ MAX_DEPTH = 40
 class _Loader(yaml.SafeLoader):
     """Safe, and stricter: a key given twice is an error, merge keys stay bounded, 1e-3 is a number."""
 
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._flat: set[yaml.MappingNode] = set()
+
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if node in self._flat:  # seen through another alias
+            return
+        self._flat.add(node)
         _refuse_duplicates(node)
         super().flatten_mapping(node)
         if len(node.value) > MAX_NODES:

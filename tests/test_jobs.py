@@ -1,0 +1,115 @@
+"""The queue: victims first, the costly before the cheap; each job once; no cell before its victim."""
+
+from __future__ import annotations
+
+from fake_cells import cell
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.cells import Cell
+from bench.jobs import Job, JobQueue
+
+RATIOS = (0.1, 0.2, 0.3)
+
+
+def _cells() -> list[Cell]:
+    names = ("none", "fine_tuning", "ibau")
+    return [cell(name, poison_ratio=ratio, clean_size=n) for ratio in RATIOS for name in names for n in (50, 150)]
+
+
+def _victim(ratio: float) -> str:
+    return cell(poison_ratio=ratio).victim_id
+
+
+def test_victims_come_first_and_the_costly_one_before_the_others() -> None:
+    costs = {_victim(ratio): ratio for ratio in RATIOS}
+    queue = JobQueue(_cells(), lambda one: False, costs)
+    jobs = [queue.next() for _ in range(4)]
+    assert [job.cell.poison_ratio for job in jobs if job] == [0.3, 0.2, 0.1]
+    assert jobs[3] is None
+    assert not queue.finished()
+
+
+def test_cells_are_released_by_their_victim_and_not_before() -> None:
+    queue = JobQueue(_cells(), lambda one: False, {})
+    first, second = queue.next(), queue.next()
+    assert first is not None
+    assert second is not None
+    queue.finish(first, 3.0)
+    third = queue.next()
+    assert third is not None
+    assert third.kind == "victim"  # victims still go first
+    released = [queue.next() for _ in range(7)]
+    assert {job.victim for job in released if job} == {first.victim}
+    assert sum(job is None for job in released) == 1
+
+
+def test_victims_that_are_there_are_not_prepared() -> None:
+    queue = JobQueue(_cells(), lambda one: True, {})
+    assert queue.victims_left == 0
+    job = queue.next()
+    assert job is not None
+    assert job.kind == "cell"
+
+
+def test_a_failed_victim_takes_its_cells_with_it() -> None:
+    queue = JobQueue(_cells(), lambda one: False, {})
+    job = queue.next()
+    assert job is not None
+    queue.started(job)
+    assert len(queue.fail_victim(job)) == 6
+    assert (queue.cells_left, queue.victims_left, queue.running) == (12, 2, {})
+
+
+def test_the_longest_family_goes_first_and_an_unknown_one_before_it() -> None:
+    queue = JobQueue(_cells(), lambda one: True, {})
+    order: list[str] = []
+    seconds = {"none": 0.1, "fine_tuning": 1.0, "ibau": 9.0}
+    while (job := queue.next()) is not None:
+        name = str(job.cell.defense["name"])
+        queue.started(job)
+        queue.finish(job, seconds[name] * (job.cell.clean_size or 0))
+        order.append(f"{name} {job.cell.clean_size}")
+    assert len(set(order[:6])) == 6
+    assert order[6:] == [f"{name} {n}" for name in ("ibau", "fine_tuning", "none") for n in (150, 50) for _ in "12"]
+    assert queue.finished()
+
+
+def test_the_time_left_is_known_once_each_kind_was_seen() -> None:
+    queue = JobQueue([cell("ibau", seed=seed) for seed in (0, 1)], lambda one: False, {})
+    assert queue.seconds_left(1) is None
+    for seconds in (10.0, 10.0):
+        job = queue.next()
+        assert job is not None
+        queue.started(job)
+        queue.finish(job, seconds)
+    assert queue.seconds_left(1) is None  # no cell was seen yet
+    job = queue.next()
+    assert job is not None
+    queue.finish(job, 4.0)
+    assert queue.seconds_left(1) == 4.0
+    assert queue.seconds_left(2) == 2.0
+
+
+@given(st.randoms(use_true_random=False), st.integers(1, 5), st.sets(st.sampled_from(RATIOS)))
+def test_every_job_is_handed_out_once_whatever_the_order_of_events(
+    random: object, workers: int, ready: set[float]
+) -> None:
+    queue = JobQueue(_cells(), lambda one: one.poison_ratio in ready, {})
+    running: list[Job] = []
+    done: list[str] = []
+    prepared = {_victim(ratio) for ratio in ready}
+    while not queue.finished():
+        while len(running) < workers and (job := queue.next()) is not None:
+            assert job.kind == "victim" or job.victim in prepared
+            queue.started(job)
+            running.append(job)
+        assert running
+        job = running.pop(random.randrange(len(running)))  # type: ignore[attr-defined]
+        if job.kind == "victim":
+            prepared.add(job.victim)
+        queue.finish(job, 1.0)
+        done.append(job.key)
+    assert len(done) == len(set(done)) == 18 + 3 - len(ready)
+    assert queue.next() is None
+    assert max(queue.beside.values(), default=0) <= workers - 1

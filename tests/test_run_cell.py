@@ -1,0 +1,242 @@
+"""One cell to one record, on a network of a few weights."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import tiny_sweep
+import torch
+from torch import Tensor, nn
+
+from adapters import defenses, models
+from adapters.protocols import Defense, DefenseContext, DefenseResult, LabelledImages
+from bench.cells import Cell
+from bench.memory import PeakMemory
+from bench.provenance import Commit, commit, provenance
+from bench.records import Record
+from bench.run_cell import CellRunner, Clock, _Recent
+from bench.seeds import derive_seed
+from bench.splits import split_test
+
+CPU = torch.device("cpu")
+
+
+class Scripted(Defense):
+    """Does what a test tells it to."""
+
+    name: ClassVar[str] = "scripted"
+    seen: ClassVar[list[tuple[LabelledImages, DefenseContext]]] = []
+
+    do: str = "nothing"
+
+    def run(self, model: nn.Module, clean: LabelledImages, context: DefenseContext) -> DefenseResult:
+        self.seen.append((clean, context))
+        if self.do == "raise":
+            raise RuntimeError("something\nbroke")
+        if self.do == "garbage":
+            return None  # type: ignore[return-value]
+        if self.do == "round":
+            model(clean.images).sum().backward()
+            context.on_round(model, {"loss": float("nan"), "norm": torch.tensor(2.0)})
+            context.on_round(model, {"loss": 1})
+        if self.do == "poison":
+            with torch.no_grad():
+                next(model.parameters()).fill_(float("nan"))
+        if self.do == "late":
+            while not context.out_of_time():
+                time.sleep(0.005)
+            return DefenseResult(model, "timeout", "stopped")
+        return DefenseResult(model.eval())
+
+
+class Tiny(nn.Module):
+    def __init__(self, num_classes: int, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(shape[0] * shape[1] * shape[2], num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.linear(images.flatten(1))
+        return logits
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cells")
+    tiny_sweep.write_images(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(defenses.DEFENSES, "scripted", Scripted)
+    monkeypatch.setitem(models.MODELS, "tiny", Tiny)
+    Scripted.seen.clear()
+
+
+@pytest.fixture(scope="module")
+def runner(place: Path) -> CellRunner:
+    return CellRunner(place, place / "cache", CPU, Commit("c0ffee", False))
+
+
+def _cell(do: str = "nothing", **changes: Any) -> Cell:
+    tree = {
+        "dataset": tiny_sweep.DATASET,
+        "model": "tiny",
+        "attack": "badnets",
+        "target": 1,
+        "poison_ratio": 0.2,
+        "training": {"epochs": 2, "batch_size": 16},
+        "min_asr": 0.0,
+        "clean_size": 12,
+        "defense": {"name": "scripted", "do": do},
+        **changes,
+    }
+    return Cell.model_validate(tree)
+
+
+def test_a_record_is_complete_and_valid(runner: CellRunner) -> None:
+    record = runner.run(_cell("round"))
+    assert Record.model_validate_json(record.line()) == record
+    assert (record.status, record.reason, record.id) == ("ok", None, _cell("round").id)
+    assert record.victim is not None
+    assert record.victim.id == _cell().victim_id
+    assert (record.acc, record.asr, record.ra) == (record.victim.acc, record.victim.asr, record.victim.ra)
+    assert record.der == 0.5
+    for name in ("acc", "asr", "ra", "der", "error_gap"):
+        low, high = getattr(record, f"{name}_interval")
+        assert 0 <= low <= getattr(record, name) <= high <= 1
+    assert record.seconds is not None
+    assert record.peak_memory_bytes is not None
+    assert record.provenance is not None
+    assert (record.provenance.commit, record.provenance.cells_beside) == ("c0ffee", 0)
+
+
+def test_rounds_are_scored_and_neither_counted_nor_timed(runner: CellRunner) -> None:
+    record = runner.run(_cell("round"))
+    assert record.passes is not None
+    assert (record.passes.forward, record.passes.backward) == (12, 12)
+    assert [row["loss"] for row in record.rounds] == [None, 1]
+    assert record.rounds[0]["norm"] == 2.0
+    assert all({"acc", "asr", "seconds"} <= set(row) for row in record.rounds)
+
+
+def test_a_defense_gets_the_clean_set_and_nothing_of_the_attack(runner: CellRunner) -> None:
+    runner.run(_cell(clean_size=7, radius=3.0))
+    clean, context = Scripted.seen[0]
+    assert clean.images.shape == (7, 3, 16, 16)
+    assert clean.images.dtype == torch.float32
+    assert float(clean.images.max()) <= 1
+    assert (context.num_classes, context.radius) == (3, 3.0)
+    prepared = runner.prepare(_cell())
+    pool = split_test(prepared.data, derive_seed("split", tiny_sweep.DATASET, 0)).pool_indices
+    assert torch.equal(clean.labels, prepared.data.test.labels[pool[:7]])
+
+
+def test_a_defense_cannot_touch_the_victim(runner: CellRunner) -> None:
+    before = runner.run(_cell())
+    ruined = runner.run(_cell("poison"))
+    assert ruined.acc == 0
+    assert runner.run(_cell()).acc == before.acc
+
+
+def test_cells_share_their_random_numbers_but_for_what_names_them(runner: CellRunner) -> None:
+    for changes in ({}, {"clean_size": 5}, {"seed": 1}, {"target": 2}):
+        runner.run(_cell(**changes))
+    first, size, seed, target = (context.seed for _, context in Scripted.seen)
+    assert first == size
+    assert len({first, seed, target}) == 3
+
+
+@pytest.mark.parametrize(
+    ("do", "words"),
+    [("raise", ("RuntimeError: something broke", "test_run_cell.py", "in run")), ("garbage", ("AttributeError",))],
+)
+def test_a_failure_is_a_record_with_its_reason(runner: CellRunner, do: str, words: tuple[str, ...]) -> None:
+    record = runner.run(_cell(do))
+    assert record.status == "failed"
+    assert record.reason is not None
+    assert "\n" not in record.reason
+    for word in words:
+        assert word in record.reason
+    assert record.provenance is not None
+    assert record.acc is None
+
+
+def test_a_victim_that_cannot_be_had_is_a_failed_record(runner: CellRunner) -> None:
+    record = runner.run(_cell(target=99))
+    assert record.status == "failed"
+    assert "target" in str(record.reason)
+
+
+def test_no_defense_is_scored_on_an_attack_that_failed(runner: CellRunner) -> None:
+    weak = {"poison_ratio": 0.02, "training": {"epochs": 1, "batch_size": 64, "peak_lr": 1e-6}}
+    record = runner.run(_cell(min_asr=1.0, **weak))
+    assert record.status == "attack_failed"
+    assert "expected at least 1.0000" in str(record.reason)
+    assert record.victim is not None
+    assert (record.acc, record.asr, record.seconds, Scripted.seen) == (None, None, None, [])
+
+
+def test_all_to_all_is_held_to_its_own_accuracy(runner: CellRunner) -> None:
+    record = runner.run(_cell(target="all_to_all", min_asr=1.0))
+    assert record.victim is not None
+    assert (record.status == "attack_failed") == (record.victim.asr < record.victim.acc)
+
+
+def test_a_defense_out_of_time(runner: CellRunner) -> None:
+    record = runner.run(_cell("late", time_limit=0.05))
+    assert (record.status, record.reason) == ("timeout", "stopped")
+    assert record.acc is not None
+    assert record.seconds is not None
+    assert record.seconds >= 0.05
+
+
+def test_the_clock_stands_still_while_stopped() -> None:
+    clock = Clock(CPU)
+    clock.start()
+    clock.stop()
+    stood = clock.seconds
+    time.sleep(0.01)
+    assert clock.seconds == stood
+    clock.stop()
+    assert clock.seconds == stood
+
+
+def test_recent_values_are_made_once_and_few_are_kept() -> None:
+    made: list[int] = []
+    recent: _Recent[int] = _Recent(2)
+
+    def make(key: int) -> int:
+        made.append(key)
+        return key
+
+    for key in (1, 2, 1, 3, 1, 2):
+        assert recent.get(key, lambda key=key: make(key)) == key  # type: ignore[misc]
+    assert made == [1, 2, 3, 2]
+
+
+def test_peak_memory_sees_what_is_held_and_not_what_a_pause_holds() -> None:
+    memory = PeakMemory(CPU)
+    memory.pause()
+    kept = torch.ones(8 << 20)
+    del kept
+    memory.resume()
+    memory.pause()
+    assert memory.bytes < 16 << 20
+    memory.resume()
+    block = torch.ones(16 << 20)  # 64 MiB
+    memory.pause()
+    del block
+    if os.path.exists("/proc/self/clear_refs"):
+        assert memory.bytes >= 60 << 20
+
+
+def test_provenance_of_this_checkout() -> None:
+    found = provenance(CPU, commit())
+    assert found.threads == torch.get_num_threads()
+    assert found.started.endswith("+00:00")
+    assert found.commit is None or len(found.commit) == 40
