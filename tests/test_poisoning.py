@@ -17,7 +17,9 @@ SHAPE = (3, 8, 8)
 
 def training_set(count: int = 80, classes: int = 4, seed: int = 0) -> LabelledImages:
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 200, (count, *SHAPE), dtype=torch.uint8, generator=generator)  # never white: badnets shows
+    images = torch.randint(
+        0, 200, (count, *SHAPE), dtype=torch.uint8, generator=generator
+    )  # never white: badnets shows
     return LabelledImages(images, torch.randint(0, classes, (count,), generator=generator))
 
 

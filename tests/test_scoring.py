@@ -218,9 +218,7 @@ def test_der_interval_is_that_of_a_plain_bootstrap() -> None:
     ratings = []
     for _ in range(2000):
         draw = rng.integers(0, 400, 400)
-        asr = [
-            (one.hit[:, draw].sum(axis=1) / one.counted[:, draw].sum(axis=1)).mean() for one in (old, new)
-        ]
+        asr = [(one.hit[:, draw].sum(axis=1) / one.counted[:, draw].sum(axis=1)).mean() for one in (old, new)]
         drop = old.correct[draw].mean() - new.correct[draw].mean()
         ratings.append((max(0, asr[0] - asr[1]) - max(0, drop) + 1) / 2)
     interval = der(Scores.of(old, ["a", "b"]), Scores.of(new, ["a", "b"])).interval

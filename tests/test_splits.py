@@ -90,5 +90,5 @@ def test_clean_size_out_of_range(size: int) -> None:
 
 @pytest.mark.parametrize("pool_size", [0, 40, 41])
 def test_pool_that_leaves_nothing(pool_size: int) -> None:
-    with pytest.raises(UserError, match="cell.dataset: 'made' has 40 test images"):
+    with pytest.raises(UserError, match=r"cell.dataset: 'made' has 40 test images"):
         split_test(data_of(torch.arange(40) % 4, pool_size, 4), 0)

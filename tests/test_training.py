@@ -135,7 +135,7 @@ def test_every_augmented_image_is_a_window_of_its_padded_self(
 
 
 def test_plain_batches_are_the_images() -> None:
-    images, labels = dark_and_bright(20)
+    images, _ = dark_and_bright(20)
     data = _Resident(images, torch.arange(20), Training(epochs=1, batch_size=8), CPU, drop_single=True)
     for batch, targets in data.epoch(torch.Generator().manual_seed(0)):
         assert torch.equal(batch, images[targets].float() / 255)

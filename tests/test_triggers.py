@@ -20,14 +20,22 @@ light = settings(deadline=None, max_examples=25)
 shapes = st.tuples(st.sampled_from([1, 3]), st.integers(4, 40), st.integers(4, 40))
 
 
-def random_images(shape: tuple[int, int, int], count: int = 3, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+def random_images(
+    shape: tuple[int, int, int], count: int = 3, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Tensor:
     return torch.rand(count, *shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def image_spec(folder: Path, mode: str, shape: tuple[int, int, int], seed: int = 0) -> dict[str, object]:
     rng = np.random.default_rng(seed)
     np.save(folder / "image.npy", rng.integers(0, 256, shape).astype(np.uint8))
-    spec: dict[str, object] = {"image": str(folder / "image.npy"), "mode": mode, "mask": None, "alpha": None, "digest": ""}
+    spec: dict[str, object] = {
+        "image": str(folder / "image.npy"),
+        "mode": mode,
+        "mask": None,
+        "alpha": None,
+        "digest": "",
+    }
     if mode == "blend":
         spec["alpha"] = 0.3
     return spec
@@ -37,7 +45,12 @@ def image_spec(folder: Path, mode: str, shape: tuple[int, int, int], seed: int =
 @light
 @given(shape=shapes, count=st.integers(0, 3), seed=st.integers(0, 9), double=st.booleans())
 def test_images_keep_shape_dtype_range(
-    tmp_path_factory: pytest.TempPathFactory, name: str, shape: tuple[int, int, int], count: int, seed: int, double: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    shape: tuple[int, int, int],
+    count: int,
+    seed: int,
+    double: bool,
 ) -> None:
     if name in TRIGGERS:
         trigger = build(name, shape, seed)
@@ -174,7 +187,10 @@ def write_bad_files(folder: Path) -> None:
         ({"image": "bright.npy", "mode": "add"}, r"values from 200 to 200; expected all of them in \[-1, 1\]"),
         ({"image": "good.npy", "mode": "replace", "mask": "small.npy"}, r"cell.attack.mask: '.*small.npy' has shape"),
         ({"image": "good.npy", "mode": "replace", "mask": "gone.npy"}, r"cell.attack.mask: cannot read '.*gone.npy'"),
-        ({"image": "good.npy", "mode": "stamp"}, r"cell.attack.mode: found 'stamp'; expected one of: add, replace, blend"),
+        (
+            {"image": "good.npy", "mode": "stamp"},
+            r"cell.attack.mode: found 'stamp'; expected one of: add, replace, blend",
+        ),
         ({"image": "good.npy", "mode": "add", "mask": "good.npy"}, r"cell.attack.mask: not used by mode 'add'"),
         ({"image": "good.npy", "mode": "add", "alpha": 0.5}, r"cell.attack.alpha: not used by mode 'add'"),
         ({"image": "good.npy", "mode": "blend"}, r"cell.attack.alpha: found nothing"),
@@ -194,7 +210,7 @@ def test_check_needs_no_data_set(tmp_path: Path) -> None:
         check(name)
     with pytest.raises(UserError, match=r"cell.attack: unknown name 'badnet'; expected one of: .*badnets, blend"):
         check("badnet")
-    with pytest.raises(UserError, match="cell.victim.trigger.image: cannot read"):
+    with pytest.raises(UserError, match=r"cell.victim.trigger.image: cannot read"):
         check({"image": str(tmp_path / "no.png"), "mode": "add"}, "cell.victim.trigger")
 
 
@@ -205,7 +221,7 @@ def test_digest_is_of_content_and_order(tmp_path: Path) -> None:
     a, b, c = (tmp_path / name for name in "abc")
     assert digest([a, b]) == digest([c, b]) != digest([b, a])
     assert digest([a]) != digest([a, None])
-    with pytest.raises(UserError, match="cell.attack: cannot read"):
+    with pytest.raises(UserError, match=r"cell.attack: cannot read"):
         digest([tmp_path / "d"])
 
 

@@ -30,7 +30,10 @@ CPU = torch.device("cpu")
 def tiny(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     channels, height, width = image_shape
     return nn.Sequential(
-        nn.Conv2d(channels, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * height * width, num_classes)
+        nn.Conv2d(channels, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.Flatten(),
+        nn.Linear(4 * height * width, num_classes),
     )
 
 
