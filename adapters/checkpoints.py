@@ -105,9 +105,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _explain(path: Path, error: BaseException) -> str:
-    refused = re.search(r"GLOBAL (\S+)", str(error)) or re.search(
-        r"Unsupported (?:global|class|operand)\S* (\S+)", str(error)
-    )
+    refused = re.search(r"GLOBAL ([\w.]+)", str(error))
     if refused:
         return (
             f"{KEY}: {path} is refused: unpickling it would call {refused[1]}, and code in a checkpoint is never run; "

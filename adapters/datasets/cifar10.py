@@ -56,7 +56,7 @@ _WAYS = (
 
 def _download(root: Path) -> None:
     datasets = import_torchvision("torchvision.datasets")
-    log.warning("CIFAR-10 is not in %s: trying to download it", root)
+    log.info("CIFAR-10 is not in %s: trying to download it", root)
     try:
         with network_timeout():
             datasets.CIFAR10(root=str(root), train=True, download=True)

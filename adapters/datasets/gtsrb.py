@@ -95,7 +95,7 @@ class Gtsrb:
         if not archives:
             return
         utils = import_torchvision("torchvision.datasets.utils")
-        log.warning("GTSRB is not complete in %s: trying to download it", root / "gtsrb")
+        log.info("GTSRB is not complete in %s: trying to download it", root / "gtsrb")
         try:
             with network_timeout():
                 for name, md5 in archives:
