@@ -111,7 +111,9 @@ def _explain(path: Path, error: BaseException) -> str:
             f"{KEY}: {path} is refused: unpickling it would call {refused[1]}, and code in a checkpoint is never run; "
             "expected tensors only, as torch.save(model.state_dict(), PATH) writes them"
         )
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    # torch wraps the cause in its advice to unpickle freely, which is not ours to pass on.
+    cause = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
+    first = "it is not in a format of torch.save" if "weights_only" in cause else cause.splitlines()[0]
     return f"{KEY}: {path} cannot be read as a checkpoint ({first[:200]}); expected a state dict saved by torch"
 
 
