@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import pickle
 import re
+import struct
+import tarfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +31,8 @@ PREFIXES = ("module.", "_orig_mod.")
 # bytes there are as instructions of a small stack machine.
 _UNREADABLE = (
     pickle.UnpicklingError,
+    struct.error,
+    tarfile.TarError,
     RuntimeError,
     OSError,
     EOFError,
