@@ -76,7 +76,8 @@ class ClusterStart(threading.Thread):
     def stop(self) -> None:
         """Shut Ray down, whatever state it is in."""
         self._released.set()
-        self.join()
+        if self.ident is not None:
+            self.join()
 
 
 def start(resources: Resources, address: str | None, max_concurrent: int | None) -> Grant:

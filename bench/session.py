@@ -47,8 +47,8 @@ class Session:
             return self._end()
         preflight.check_names(plan)
         starting = cluster.ClusterStart(plan.resources, options.address, options.max_concurrent)
-        starting.start()
         try:
+            starting.start()
             costs = preflight.check_data(plan, options.cache)
             grant = starting.wait()
             return self._compute(left, costs, grant)
@@ -77,8 +77,9 @@ class Session:
     def _dry_run(self, left: Sequence[Cell]) -> int:
         preflight.check_names(self._plan)
         preflight.check_data(self._plan, self._options.cache)
-        victims = {cell.victim_id for cell in left}
-        self._say(f"dry run: {len(left)} cells and {len(victims)} victims would be computed; nothing was")
+        store = VictimStore(self._options.cache)
+        victims = {cell.victim_id for cell in left if not store.has(cell)}
+        self._say(f"dry run: {len(left)} cells would be computed, {len(victims)} victims trained; nothing was")
         return 0
 
     def _compute(self, left: Sequence[Cell], costs: dict[str, float], grant: cluster.Grant) -> int:

@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before there was anything to tell
+        return 130
 
 
 def parse(argv: Sequence[str] | None) -> Options:
