@@ -17,7 +17,7 @@ PAD = 4
 """Pixels by which augmentation pads an image before it crops."""
 
 DEFAULT_TRAINING: dict[str, dict[str, Any]] = {
-    "digits": {"epochs": 12, "batch_size": 64},
+    "digits": {"epochs": 10, "batch_size": 32, "peak_lr": 0.002},
     "gtsrb": {"epochs": 8},
     "cifar10": {"epochs": 20},
 }
