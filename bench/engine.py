@@ -174,8 +174,7 @@ class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         job = self._searcher.jobs.pop(trial.trial_id, None)
         if job is not None:
-            lines = str(trial.get_error() or "").strip().splitlines()
-            self._fail(job, f"its worker died {RETRIES + 1} times: {lines[0] if lines else 'no reason given'}", 0.0)
+            self._fail(job, f"its worker died {RETRIES + 1} times, the last time because: {_cause(trial)}", 0.0)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._listener.tick()
@@ -253,6 +252,15 @@ def run_sweep(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return recorder.ledger
+
+
+def _cause(trial: Any) -> str:
+    """The last line of what Ray wrote of a trial's end: the exception, or how the process died."""
+    try:
+        lines = Path(trial.error_file).read_text(errors="replace").strip().splitlines()
+    except (OSError, TypeError):
+        lines = []
+    return " ".join(lines[-1].split())[:400] if lines else "unknown"
 
 
 def _trial_name(trial: Any) -> str:

@@ -174,6 +174,8 @@ def _do(job: dict[str, Any], log: Path) -> dict[str, Any]:
 def test_workers_are_reused_and_their_deaths_survived(
     grant: cluster.Grant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import ray
+
     from bench import engine
 
     class Fake(engine.CellTrainable):  # type: ignore[misc]
@@ -184,6 +186,7 @@ def test_workers_are_reused_and_their_deaths_survived(
             return {"done": True, "seconds": 0.01, **_do(self._job, self._log)}
 
     monkeypatch.setattr(engine, "CellTrainable", Fake)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
     sizes = (*range(1, 9), ONCE, ALWAYS)
     cells = [cell("none", poison_ratio=ratio, clean_size=n) for ratio in (0.1, 0.2, HOPELESS) for n in sizes]
     queue = JobQueue(cells, lambda one: False, {})
@@ -197,9 +200,9 @@ def test_workers_are_reused_and_their_deaths_survived(
             assert record.reason == "its victim could not be prepared: no luck"
         elif size == ALWAYS:
             assert record.status == "failed"
-            assert "its worker died 2 times" in str(record.reason)
+            assert "its worker died 2 times, the last time because: " in str(record.reason)
         else:
-            assert record.status == "ok"
+            assert record.status == "ok", (size, record.reason)
     runs = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
     counts = Counter(name for _, name, _ in runs)
     again = {cell("none", poison_ratio=ratio, clean_size=n).id for ratio in (0.1, 0.2) for n in (ONCE, ALWAYS)}
