@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 import time
 import traceback
@@ -137,8 +138,9 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
         why = f"the victim's ASR is {before.asr:.4f}; expected at least {least:.4f} (min_asr {cell.min_asr:g})"
         return Record(id=cell.id, cell=cell, status="attack_failed", reason=why, victim=figures)
     clean = _clean_set(cell, prepared, device)
-    run = _defend(cell, prepared, clean, device)
-    after = prepared.scorer.score(run.result.model)
+    scores = ScoreMemo(prepared)
+    run = _defend(cell, prepared, clean, device, scores)
+    after = scores(run.result.model)
     gap = prepared.scorer.error_gap(run.result.model, clean, after) if len(clean.labels) else None
     rating = der(before, after, seed=derive_seed("der", cell.id))
     effect = run.seconds_to_effect
@@ -177,7 +179,33 @@ class _Run(NamedTuple):
     rounds: list[dict[str, Any]]
 
 
-def _defend(cell: Cell, prepared: Prepared, clean: LabelledImages, device: torch.device) -> _Run:
+class ScoreMemo:
+    """Scores a cell's models, each set of weights once: what a defense returns is often what its last round was."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._scorer = prepared.scorer
+        self._known = {_fingerprint(prepared.victim.model): prepared.before}
+
+    def __call__(self, model: nn.Module) -> Scores:
+        key = _fingerprint(model)
+        if key not in self._known:
+            self._known[key] = self._scorer.score(model)
+        return self._known[key]
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the structure, the hooks' number (a pruning defense acts by them) and every parameter and buffer."""
+    total = hashlib.sha256(str(model).encode())
+    for module in model.modules():
+        hooks = (len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in vars(module))
+        total.update(repr(hooks).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def _defend(cell: Cell, prepared: Prepared, clean: LabelledImages, device: torch.device, score: ScoreMemo) -> _Run:
     """Run the defense on a copy of the victim; the clock, the counter and the memory watch stop while scoring."""
     defense = build_defense(cell)
     model = copy.deepcopy(prepared.victim.model)
@@ -190,7 +218,7 @@ def _defend(cell: Cell, prepared: Prepared, clean: LabelledImages, device: torch
         clock.stop()
         memory.pause()
         passes.enabled = False
-        scores = prepared.scorer.score(current)
+        scores = score(current)
         if not effect and _has_effect(prepared.before, scores):
             effect.append(clock.seconds)
         rounds.append({"acc": scores.acc, "asr": scores.asr, "seconds": clock.seconds, **jsonable(info)})

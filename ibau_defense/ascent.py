@@ -21,7 +21,7 @@ class Ascent:
 
     Attributes:
         steps: T.
-        step_size: α, in the units of pixels in [0, 1].
+        step_size: α, in the units of pixels in [0, 1]; where ``relative``, as a share of the ball's radius.
         optimizer: ``sgd``, the plain step of line 4; ``adam``, its usual normalised step, the paper's alternative;
             ``normalised``, α · ∇₁G / ‖∇₁G‖₂, steepest ascent in ℓ2.
         project: ``each`` step, as line 5 stands inside the loop; or only the ``last``, as in the authors' notebooks.
@@ -31,6 +31,7 @@ class Ascent:
     step_size: float
     optimizer: Literal["sgd", "adam", "normalised"] = "sgd"
     project: Literal["each", "last"] = "each"
+    relative: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,14 @@ def ascend(objectives: Sequence[Objective], theta: Theta, start: Tensor, ball: B
     delta, losses = start.detach().clone(), []
     moments = (torch.zeros_like(delta), torch.zeros_like(delta))
     sound = torch.ones((), dtype=torch.bool, device=delta.device)
+    rate = settings.step_size * ball.radius if settings.relative else settings.step_size
     for step in range(settings.steps):
         objective = objectives[step % len(objectives)]
         value, found, _ = value_and_gradients(objective, delta, theta)
         gradient = cast(Tensor, found)
         direction, moments = _direction(gradient, moments, step, settings.optimizer)
         sound = sound & gradient.isfinite().all()
-        moved = delta + settings.step_size * direction
+        moved = delta + rate * direction
         if settings.project == "each":
             moved = ball.project(moved)
         delta = torch.where(sound, moved, delta)

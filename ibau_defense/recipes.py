@@ -7,7 +7,8 @@ from typing import Literal
 
 from ibau_defense.ascent import Ascent
 from ibau_defense.curvature import CurvatureKind, MixedKind
-from ibau_defense.solvers import FixedPoint, Solver
+from ibau_defense.guard import GuardSettings
+from ibau_defense.solvers import FirstTerm, FixedPoint, Solver
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,20 @@ class Recipe:
         penalty: r of the penalised objective H − r‖δ‖²; 0 for equation (1).
         implicit: False drops the implicit term of equation (2): Danskin's direct gradient alone.
         response_images: the stationarity condition is that of the ``same`` images and labels the outer step uses,
-            or of the ``first_batch`` with its true labels, as in the notebooks.
+            of the ``first_batch`` with its true labels, as in the notebooks, or of the
+            ``carriers`` alone, the images of the outer step that carry δ, at a share of the price.
         boundary: differentiate the ball-constrained maximiser (``Response.ball``) instead of equation (3).
         solver, curvature, mixed, positive: see ``Response``.
         carriers: share of a mini-batch's images that carry δ in the outer loss; 1 in equation (1), 0.01 in the
             notebooks.
         outer_optimizer, outer_lr: β and its method; the optimiser's state lasts over the rounds.
+        outer_steps: outer steps a round; None for one a mini-batch.
+        implicit_share: rescale the implicit term to this share of the direct term's norm; None leaves it as
+            equation (2) has it. The truncated series of an expanding map has an arbitrary size (``Solution.residual``),
+            its direction is what it knows.
+        guard: undo outer steps that cost the clean set too much (``GuardSettings``); None for none, as published.
+        autocast: network passes in bfloat16, solver vectors and updates in float32.
+        channels_last: memory layout of the network passes.
     """
 
     rounds: int = 1
@@ -44,7 +53,7 @@ class Recipe:
     clip: bool = False
     penalty: float = 0.0
     implicit: bool = True
-    response_images: Literal["same", "first_batch"] = "same"
+    response_images: Literal["same", "first_batch", "carriers"] = "same"
     boundary: bool = False
     solver: Solver = field(default_factory=lambda: FixedPoint(max_steps=5, step=0.1, rtol=0.0))
     curvature: CurvatureKind = "exact"
@@ -53,6 +62,11 @@ class Recipe:
     carriers: float = 1.0
     outer_optimizer: Literal["sgd", "adam"] = "sgd"
     outer_lr: float = 0.1
+    outer_steps: int | None = None
+    implicit_share: float | None = None
+    guard: GuardSettings | None = None
+    autocast: bool = False
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.carriers <= 1:
@@ -83,4 +97,26 @@ first mini-batch's penalised loss of true labels."""
 REFERENCE_GTSRB = replace(REFERENCE, ascent=Ascent(steps=0, step_size=1.0, optimizer="adam", project="last"), clip=True)
 """The authors' GTSRB notebook: as ``REFERENCE``, with Adam of rate 1 in the ascent and inputs clipped to [0, 1]."""
 
-RECIPES: dict[str, Recipe] = {"paper": PAPER, "reference": REFERENCE, "reference_gtsrb": REFERENCE_GTSRB}
+FAST = Recipe(
+    rounds=6,
+    batch_size=100,
+    shuffle=True,
+    delta_per="round",
+    ascent=Ascent(steps=8, step_size=0.3, optimizer="normalised", relative=True),
+    clip=True,
+    response_images="carriers",
+    solver=FirstTerm(),
+    curvature="directional",
+    mixed="directional",
+    implicit_share=0.5,
+    carriers=0.2,
+    outer_optimizer="adam",
+    outer_lr=0.0005,
+    outer_steps=10,
+    guard=GuardSettings(),
+    autocast=True,
+    channels_last=True,
+)
+"""Ours: see ``docs/engine.md``."""
+
+RECIPES: dict[str, Recipe] = {"paper": PAPER, "reference": REFERENCE, "reference_gtsrb": REFERENCE_GTSRB, "fast": FAST}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ibau_defense.ascent import AscentResult, ascend
 from ibau_defense.balls import Ball, L2Ball
 from ibau_defense.diagnostics import RoundReport, StepReport, summarise
+from ibau_defense.guard import Guard, hold_back
 from ibau_defense.implicit import Response, response_product
 from ibau_defense.objective import Network, Objective, Theta, UniversalLoss, value_and_gradients
 from ibau_defense.recipes import RECIPES, Recipe
@@ -60,7 +61,7 @@ class IBAU:
     """
 
     ball: Ball = field(default_factory=lambda: L2Ball(10.0))
-    recipe: str | Recipe = "paper"
+    recipe: str | Recipe = "fast"
     rounds: int | None = None
     micro_batch: int | None = None
     seed: int = 0
@@ -87,7 +88,7 @@ class IBAU:
             model: (n, C, H, W) float in [0, 1] to logits (n, num_classes); parameters on the images' device.
             images: (n, C, H, W) float in [0, 1].
             labels: (n,) int64.
-            on_round: called with the current model (evaluation mode; do not keep or change it) after each round.
+            on_round: called with a copy of the current model, in evaluation mode, after each round.
             out_of_time: asked between outer steps; True stops with what there is.
 
         Raises:
@@ -100,7 +101,7 @@ class IBAU:
             steps = run.round(out_of_time)
             reports.append(summarise(index, steps))
             if on_round:
-                on_round(run.network.module, reports[-1])
+                on_round(run.model(), reports[-1])
             if run.stopped:
                 break
         return Unlearned(run.model(), tuple(reports), run.status, run.reason)
@@ -111,14 +112,25 @@ class _Run:
 
     def __init__(self, ibau: IBAU, recipe: Recipe, model: nn.Module, images: Tensor, labels: Tensor) -> None:
         self.ibau, self.recipe, self._source = ibau, recipe, model
-        self.network = Network(model, twice=recipe.implicit and recipe.curvature == "exact" == recipe.mixed)
-        self.images, self.labels = images.detach(), labels
+        self.network = Network(
+            model,
+            autocast=torch.bfloat16 if recipe.autocast else None,
+            channels_last=recipe.channels_last,
+            twice=recipe.implicit and recipe.curvature == "exact" == recipe.mixed,
+        )
         self.generator = torch.Generator().manual_seed(ibau.seed)
         self.parameters = list(self.network.module.parameters())
         optimizer = torch.optim.Adam if recipe.outer_optimizer == "adam" else torch.optim.SGD
         self.optimizer = optimizer(self.parameters, lr=recipe.outer_lr)
         self.status, self.reason = "ok", cast("str | None", None)
-        _check_carriers(recipe, len(images))
+        self.images, self.labels, self.guard = images.detach(), labels, cast("Guard | None", None)
+        if recipe.guard and len(images):
+            kept, held = (
+                index.to(images.device) for index in hold_back(recipe.guard.held_back, labels, self.generator)
+            )
+            self.guard = Guard(recipe.guard, self.network, self.optimizer, self.images[held], labels[held])
+            self.images, self.labels = self.images[kept], labels[kept]
+        _check_carriers(recipe, len(self.images))
 
     @property
     def stopped(self) -> bool:
@@ -131,33 +143,55 @@ class _Run:
         return copied
 
     def round(self, out_of_time: Callable[[], bool]) -> list[StepReport]:
-        """One pass over the clean set, one outer step a mini-batch."""
+        """One pass over the clean set, one outer step a mini-batch (or ``outer_steps`` of them)."""
         batches = list(self._batches())
         first = self._loss(*batches[0], penalty=self.recipe.penalty)
         shared = self._ascend(batches) if self.recipe.delta_per == "round" else None
-        steps = []
-        for batch in batches:
+        steps: list[StepReport] = []
+        for number in range(self.recipe.outer_steps or len(batches)):
             if out_of_time():
-                self.status, self.reason = "timeout", "the time limit was reached before all rounds were done"
+                self._stop("timeout", "the time limit was reached before all rounds were done")
                 break
-            ascent = shared or self._ascend([batch])
-            steps.append(self._outer_step(batch, ascent, first))
-            if not steps[-1].finite:
-                self.status, self.reason = "diverged", "a hypergradient was not finite; its step was not taken"
+            batch = batches[number % len(batches)]
+            steps.append(self._outer_step(batch, shared or self._ascend([batch]), first))
+            self._watch(steps)
+            if self.stopped:
                 break
         return steps
+
+    def _stop(self, status: str, reason: str) -> None:
+        self.status, self.reason = status, reason
+
+    def _watch(self, steps: list[StepReport]) -> None:
+        """Stop, or have the guard undo, what is not sound."""
+        if self.guard is None:
+            if not steps[-1].finite:
+                self._stop("diverged", "a hypergradient was not finite; its step was not taken")
+            return
+        last = self.recipe.outer_steps or -1
+        if len(steps) % self.guard.settings.every and len(steps) != last and steps[-1].finite:
+            return
+        verdict = self.guard.check()
+        if self.guard.exhausted:
+            self._stop(
+                "diverged",
+                f"{self.guard.settings.retries + 1} times in a row the outer steps raised the clean loss on held-back "
+                f"images from {self.guard.before.loss:.3g} to {verdict.loss:.3g} or took the accuracy from "
+                f"{self.guard.before.accuracy:.3f} to {verdict.accuracy:.3f}; the model is the last sound one",
+            )
 
     def _outer_step(self, batch: tuple[Tensor, Tensor], ascent: AscentResult, first: UniversalLoss) -> StepReport:
         """Lines 6 to 8 of Algorithm 1."""
         started = time.perf_counter()
         recipe, delta = self.recipe, ascent.delta
-        outer = self._loss(*batch, carriers=self._carriers(len(batch[1])))
+        carriers = self._carriers(len(batch[1]))
+        outer = self._loss(*batch, carriers=carriers)
         theta = self.network.theta
         loss, pull, direct = value_and_gradients(outer, delta, theta, wrt_delta=recipe.implicit, wrt_theta=True)
         direct = cast(Theta, direct)
         implicit, solution = None, None
         if recipe.implicit:
-            inner = first if recipe.response_images == "first_batch" else self._loss(*batch, penalty=recipe.penalty)
+            inner = first if recipe.response_images == "first_batch" else self._inner(batch, carriers)
             response = Response(
                 recipe.solver, recipe.curvature, recipe.mixed, self.ibau.ball if recipe.boundary else None,
                 recipe.positive,
@@ -165,9 +199,20 @@ class _Run:
             implicit, solution = response_product(inner, delta, theta, cast(Tensor, pull), response)
         report = StepReport.measure(loss, ascent, self.ibau.ball, direct, implicit, solution)
         if report.finite:
-            total = direct if implicit is None else tuple(a + b for a, b in zip(direct, implicit, strict=True))
-            self._descend(total)
+            weight = 1.0
+            if recipe.implicit_share is not None and report.implicit_norm > 0:
+                weight = recipe.implicit_share * report.direct_norm / report.implicit_norm
+            self._descend(
+                direct if implicit is None else tuple(a + weight * b for a, b in zip(direct, implicit, strict=True))
+            )
         return replace(report, seconds=time.perf_counter() - started)
+
+    def _inner(self, batch: tuple[Tensor, Tensor], carriers: Tensor | None) -> UniversalLoss:
+        """The objective whose stationarity the response differentiates."""
+        images, labels = batch
+        if self.recipe.response_images == "carriers" and carriers is not None:
+            images, labels = images[carriers], labels[carriers]
+        return self._loss(images, labels, penalty=self.recipe.penalty)
 
     def _descend(self, gradient: Theta) -> None:
         for parameter, piece in zip(self.parameters, gradient, strict=True):

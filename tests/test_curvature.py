@@ -129,5 +129,5 @@ def test_eased_convolution_passes_gradgradcheck(layer: nn.Conv2d) -> None:
 
 def test_unknown_curvature_is_refused() -> None:
     objective = loss_of(classifier("simplified_vgg"))
-    with pytest.raises(ValueError, match="exact, forward_over_reverse|directional"):
+    with pytest.raises(ValueError, match="directional"):
         linearise(objective, perturbation(1), objective.network.theta, curvature="magic")  # type: ignore[arg-type]

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ibau_defense.solvers import SOLVERS, ConjugateGradient, Dense, FixedPoint, Minres, Neumann, NormalCG, Solver
+from ibau_defense.solvers import (
+    SOLVERS,
+    ConjugateGradient,
+    Dense,
+    FirstTerm,
+    FixedPoint,
+    Minres,
+    Neumann,
+    NormalCG,
+    Solver,
+)
 
 DTYPE = torch.float64
-ITERATIVE = [name for name in SOLVERS if name != "dense"]
+ITERATIVE = [name for name in SOLVERS if name not in ("dense", "first_term")]
 INDEFINITE_SAFE = ["minres", "normal_cg"]
 
 
@@ -113,7 +125,7 @@ def test_a_zero_right_hand_side_gives_zero_and_divides_by_nothing(name: str) -> 
     assert torch.equal(found.x, torch.zeros(2, dtype=DTYPE))
 
 
-@pytest.mark.parametrize("name", list(SOLVERS))
+@pytest.mark.parametrize("name", [*ITERATIVE, "dense"])
 def test_nan_products_are_diverged_with_a_finite_iterate(name: str) -> None:
     found = solver(name).solve(lambda v: v * float("nan"), right_hand_side(3, 5))
     assert found.status == "diverged"
@@ -174,3 +186,16 @@ def test_bad_settings_are_refused() -> None:
         NormalCG(rtol=-1.0)
     with pytest.raises(ValueError, match="flat vector"):
         Minres().solve(lambda v: v, torch.zeros(2, 2))
+
+
+def test_the_first_term_is_one_step_of_the_series_without_a_product() -> None:
+    def refuse(v: Tensor) -> Tensor:
+        raise AssertionError("a product was formed")
+
+    b = right_hand_side(3, 11)
+    found = FirstTerm(step=0.1).solve(refuse, b)
+    series = FixedPoint(max_steps=1, step=0.1).solve(lambda v: 2 * v, b)
+    assert torch.equal(found.x, series.x)
+    assert (found.status, found.steps) == ("max_steps", 0)
+    assert math.isnan(found.residual)
+    assert FirstTerm().solve(refuse, b * float("nan")).status == "diverged"

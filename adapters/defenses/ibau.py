@@ -12,7 +12,7 @@ from adapters.errors import UserError
 from adapters.protocols import Defense, DefenseContext, DefenseResult, LabelledImages
 from ibau_defense import BALLS, IBAU, RECIPES, SOLVERS, Recipe, RoundReport
 
-RecipeName = Literal["paper", "reference", "reference_gtsrb"]
+RecipeName = Literal["paper", "reference", "reference_gtsrb", "fast"]
 
 
 class Ibau(Defense):
@@ -27,7 +27,7 @@ class Ibau(Defense):
     name: ClassVar[str] = "ibau"
     uses: ClassVar[frozenset[str]] = frozenset({"clean_size", "radius"})
 
-    recipe: RecipeName = "paper"
+    recipe: RecipeName = "fast"
     rounds: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] | None = None
     ball: Literal["l2", "linf", "l1"] = "l2"
@@ -38,7 +38,7 @@ class Ibau(Defense):
     penalty: Annotated[float, Field(ge=0)] | None = None
     implicit: bool | None = None
     boundary: bool | None = None
-    solver: Literal["fixed_point", "neumann", "conjugate_gradient", "minres", "normal_cg"] | None = None
+    solver: Literal["first_term", "fixed_point", "neumann", "conjugate_gradient", "minres", "normal_cg"] | None = None
     solver_steps: Annotated[int, Field(ge=1)] | None = None
     solver_step: Annotated[float, Field(gt=0)] | None = None
     damping: Annotated[float, Field(ge=0)] | None = None
@@ -52,7 +52,11 @@ class Ibau(Defense):
     def settings(self) -> Recipe:
         """The named recipe with every setting that was given."""
         recipe = RECIPES[self.recipe]
-        ascent: dict[str, Any] = {"steps": self.ascent_steps, "step_size": self.ascent_lr, "optimizer": self.ascent_optimizer}
+        ascent: dict[str, Any] = {
+            "steps": self.ascent_steps,
+            "step_size": self.ascent_lr,
+            "optimizer": self.ascent_optimizer,
+        }
         direct = (
             "rounds", "batch_size", "clip", "penalty", "implicit", "boundary", "curvature", "mixed", "carriers",
             "outer_optimizer", "outer_lr",

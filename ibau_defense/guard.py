@@ -1,0 +1,124 @@
+"""The guard of the outer loop: what a step may cost the clean set, and how one that costs more is undone."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ibau_defense.objective import Network
+
+
+@dataclass(frozen=True)
+class GuardSettings:
+    """When outer steps are undone.
+
+    Attributes:
+        held_back: share of the clean set that the guard keeps for itself: never trained on.
+        every: outer steps between two checks; what is undone is all steps since the last good check.
+        loss_rise: undo where the held-back clean loss exceeds the victim's by more than this, in nats.
+        accuracy_drop: undo where the held-back accuracy is under the victim's by more than this, in [0, 1].
+        shrink: factor on the outer rate after an undo.
+        retries: undos in a row before the run gives up with what it has.
+    """
+
+    held_back: float = 0.1
+    every: int = 5
+    loss_rise: float = 0.5
+    accuracy_drop: float = 0.05
+    shrink: float = 0.5
+    retries: int = 4
+
+
+class Verdict(NamedTuple):
+    """Clean loss and accuracy on the held-back images, and whether they are within the tolerance."""
+
+    loss: float
+    accuracy: float
+    sound: bool
+
+
+class Guard:
+    """Watches the working network on held-back clean images and restores it to its last sound state.
+
+    Args:
+        images, labels: the held-back clean images, (m, C, H, W) and (m,); m ≥ 1.
+    """
+
+    def __init__(
+        self,
+        settings: GuardSettings,
+        network: Network,
+        optimizer: torch.optim.Optimizer,
+        images: Tensor,
+        labels: Tensor,
+    ) -> None:
+        self.settings, self.network, self.optimizer = settings, network, optimizer
+        self.images, self.labels = images, labels
+        self.undone = 0
+        self._failures = 0
+        first = self._measure()
+        self.before, self.latest = first, first
+        self._keep()
+
+    @property
+    def exhausted(self) -> bool:
+        return self._failures > self.settings.retries
+
+    def check(self) -> Verdict:
+        """Measure; a sound state is kept, an unsound one undone and the outer rate made smaller."""
+        verdict = self._measure()
+        if verdict.sound:
+            self.latest, self._failures = verdict, 0
+            self._keep()
+        else:
+            self._restore()
+            self.undone, self._failures = self.undone + 1, self._failures + 1
+            for group in self.optimizer.param_groups:
+                group["lr"] *= self.settings.shrink
+        return verdict
+
+    @torch.no_grad()
+    def _measure(self) -> Verdict:
+        theta = self.network.theta
+        loss, hits = torch.zeros((), device=self.images.device), torch.zeros((), device=self.images.device)
+        for images, labels in zip(self.images.split(512), self.labels.split(512), strict=True):
+            logits = self.network(images, theta)
+            loss = loss + F.cross_entropy(logits, labels, reduction="sum")
+            hits = hits + (logits.argmax(dim=1) == labels).sum()
+        value, accuracy = (torch.stack([loss, hits]) / len(self.labels)).tolist()
+        if not hasattr(self, "before"):
+            return Verdict(value, accuracy, True)
+        bound = self.settings
+        # Written so that NaN is unsound.
+        sound = value <= self.before.loss + bound.loss_rise and accuracy >= self.before.accuracy - bound.accuracy_drop
+        return Verdict(value, accuracy, sound)
+
+    def _keep(self) -> None:
+        self._state = [parameter.detach().clone() for parameter in self.network.module.parameters()]
+        self._optimizer_state: dict[str, Any] = copy.deepcopy(self.optimizer.state_dict()["state"])
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        for parameter, kept in zip(self.network.module.parameters(), self._state, strict=True):
+            parameter.copy_(kept)
+        tree = self.optimizer.state_dict()
+        tree["state"] = copy.deepcopy(self._optimizer_state)
+        self.optimizer.load_state_dict(tree)
+
+
+def hold_back(share: float, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(kept, held): a random split of the indices of a clean set; at least one image on either side.
+
+    With one image in all, both sides are that image: a guard that watches what it trains on beats none.
+    """
+    count = len(labels)
+    order = torch.randperm(count, generator=generator)
+    held = min(max(1, round(share * count)), max(1, count - 1))
+    if count == 1:
+        return order, order
+    return order[held:].sort().values, order[:held].sort().values
