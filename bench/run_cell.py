@@ -197,8 +197,8 @@ def _fingerprint(model: nn.Module) -> str:
     """SHA-256 of the structure, the hooks' number (a pruning defense acts by them) and every parameter and buffer."""
     total = hashlib.sha256(str(model).encode())
     for module in model.modules():
-        hooks = (len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in vars(module))
-        total.update(repr(hooks).encode())
+        hooks = [hook for hook in module._forward_hooks.values() if hook.__module__ != PassCounter.__module__]
+        total.update(repr((len(hooks), len(module._forward_pre_hooks), "forward" in vars(module))).encode())
     for name, tensor in sorted(model.state_dict().items()):
         total.update(name.encode())
         total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -98,11 +98,11 @@ REFERENCE_GTSRB = replace(REFERENCE, ascent=Ascent(steps=0, step_size=1.0, optim
 """The authors' GTSRB notebook: as ``REFERENCE``, with Adam of rate 1 in the ascent and inputs clipped to [0, 1]."""
 
 FAST = Recipe(
-    rounds=6,
+    rounds=4,
     batch_size=100,
     shuffle=True,
     delta_per="round",
-    ascent=Ascent(steps=8, step_size=0.3, optimizer="normalised", relative=True),
+    ascent=Ascent(steps=6, step_size=0.4, optimizer="normalised", relative=True),
     clip=True,
     response_images="carriers",
     solver=FirstTerm(),
@@ -112,7 +112,7 @@ FAST = Recipe(
     carriers=0.2,
     outer_optimizer="adam",
     outer_lr=0.0005,
-    outer_steps=10,
+    outer_steps=8,
     guard=GuardSettings(),
     autocast=True,
     channels_last=True,
