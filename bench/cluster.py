@@ -87,6 +87,7 @@ def start(resources: Resources, address: str | None, max_concurrent: int | None)
         grant = _local_grant(resources, max_concurrent)
         _init(grant, num_cpus=max(1, -int(-grant.cpu * grant.workers // 1)), object_store_memory=OBJECT_STORE_BYTES)
         return grant
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"  # of this process alone: the cluster has its own
     check_address(address)
     _join(resources, address)
     return _cluster_grant(resources, max_concurrent)

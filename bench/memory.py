@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 from pathlib import Path
@@ -13,16 +14,18 @@ class PeakMemory:
     """The most memory held at once between the creation of this and ``pause()``; what a pause holds is left out.
 
     On a CUDA device: the peak of torch's own allocator there, in bytes, the victim and the clean set included. On
-    the CPU: by how much the peak of the process's resident memory exceeds what was resident at the start. Memory
-    that earlier cells of the same worker left to the allocator is reused without showing up, so the CPU's figure
-    is a lower bound, exact for the first cell of a worker. Linux forgets earlier peaks on request; elsewhere an
-    earlier, higher peak hides this one, and the figure is 0.
+    the CPU: by how much the peak of the process's resident memory exceeds what was resident at the start, after
+    memory that earlier cells left to the C allocator was given back. What libraries keep for themselves (scratch
+    buffers of kernels that ran before) is reused without showing up, so the CPU's figure is a lower bound. Linux
+    forgets earlier peaks on request; elsewhere an earlier, higher peak hides this one, and the figure is 0.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.bytes = 0
         self._device = device
         self._start = 0
+        if device.type != "cuda":
+            _give_back()
         self.resume()
         if device.type != "cuda":
             self._start = _status("VmRSS") or _peak()
@@ -39,6 +42,14 @@ class PeakMemory:
         else:
             peak = _peak() - self._start
         self.bytes = max(self.bytes, peak)
+
+
+def _give_back() -> None:
+    """Return the allocator's free pages to the system, where the C library is glibc."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return
 
 
 def _forget_peak() -> None:

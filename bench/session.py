@@ -45,6 +45,8 @@ class Session:
         if not left:
             self._say(f"nothing to compute: all {len(plan.cells)} cells have their record in {self._store.path}")
             return self._end()
+        if options.address:
+            cluster.check_address(options.address)
         preflight.check_names(plan)
         starting = cluster.ClusterStart(plan.resources, options.address, options.max_concurrent)
         try:
