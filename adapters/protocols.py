@@ -175,6 +175,9 @@ class Defense(BaseModel):
     name: ClassVar[str]
     uses: ClassVar[frozenset[str]] = frozenset({"clean_size"})
 
+    def check(self, key: str) -> None:
+        """Raise ``UserError``, naming the setting under ``key``, for settings that do not go together."""
+
     def run(self, model: nn.Module, clean: LabelledImages, context: DefenseContext) -> DefenseResult:
         """Return an unlearned copy of ``model``; ``model`` itself, its mode and its gradients stay as they are.
 

@@ -58,7 +58,7 @@ class Network:
             parameters' own precision. Logits and losses are float32 (or the parameters' precision) either way.
         channels_last: lay images and convolution weights out channels-last.
         twice: swap convolutions and BatchNorm for twins that are cheaper under double backward
-            (``ibau_defense.twice``); not for ``torch.func``.
+            (``ibau_defense.twice``); not for ``torch.func`` nor under ``autocast``.
     """
 
     def __init__(

@@ -116,7 +116,7 @@ class _Run:
             model,
             autocast=torch.bfloat16 if recipe.autocast else None,
             channels_last=recipe.channels_last,
-            twice=recipe.implicit and recipe.curvature == "exact" == recipe.mixed,
+            twice=recipe.implicit and recipe.curvature == "exact" == recipe.mixed and not recipe.autocast,
         )
         self.generator = torch.Generator().manual_seed(ibau.seed)
         self.parameters = list(self.network.module.parameters())

@@ -30,11 +30,13 @@ def build(spec: str | Mapping[str, Any], key: str = "cell.defense") -> Defense:
         raise UserError(f"{key}.name: found {name!r}; expected one of: {', '.join(sorted(DEFENSES))}")
     kind = get(DEFENSES, key, name)
     try:
-        return kind(**tree)
+        defense = kind(**tree)
     except ValidationError as error:
         raise _one_line(key, kind, error) from None
     except TypeError as error:  # a key that is no string
         raise UserError(f"{key}: {error}") from None
+    defense.check(key)
+    return defense
 
 
 def _one_line(key: str, kind: type[Defense], error: ValidationError) -> UserError:

@@ -65,12 +65,15 @@ class Ibau(Defense):
         ascent = {name: value for name, value in ascent.items() if value is not None}
         return replace(recipe, ascent=replace(recipe.ascent, **ascent), solver=self._solver(recipe), **given)
 
+    def check(self, key: str) -> None:
+        kind = SOLVERS[self.solver] if self.solver else type(RECIPES[self.recipe].solver)
+        if self.solver_step is not None and "step" not in kind.__dataclass_fields__:
+            raise UserError(f"{key}.solver_step: found {self.solver_step}; expected none, {kind.name} has no step")
+
     def _solver(self, recipe: Recipe) -> Any:
         given = {"max_steps": self.solver_steps, "step": self.solver_step, "damping": self.damping}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         kind = SOLVERS[self.solver] if self.solver else type(recipe.solver)
-        if "step" in changes and "step" not in kind.__dataclass_fields__:
-            raise UserError(f"defense.solver_step: found {self.solver_step}; {kind.name} has no step")
         if kind is type(recipe.solver):
             return replace(recipe.solver, **changes)
         return kind(**changes)

@@ -1,0 +1,131 @@
+"""``python -m bench.report.embed README.md docs/*.md``: figures in prose, written by records and never by hand.
+
+A document holds blocks of the form
+
+    <!-- records: results/authors_checkpoints rows: victim.checkpoint,defense -->
+    <!-- /records -->
+
+and this command puts between the two lines the table of those records: a line for each value of the keys in
+``rows``, with the range over its records. ``--check`` writes nothing and exits with 1 where a document is stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from adapters.errors import UserError
+from bench.records import Record, RecordStore
+
+BLOCK = re.compile(r"(<!-- records: (?P<folder>\S+) rows: (?P<rows>\S+) -->\n).*?(<!-- /records -->)", re.DOTALL)
+SCORED = ("ok", "no_trigger_detected")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 current (or made so), 1 stale under ``--check``, 2 wrong input."""
+    parser = argparse.ArgumentParser(prog="python -m bench.report.embed", description=__doc__.split("\n\n")[0])
+    parser.add_argument("documents", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a document is stale")
+    given = parser.parse_args(arguments)
+    try:
+        stale = [path for path in given.documents if _update(path, write=not given.check)]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for path in stale:
+        print(f"{path}: {'stale' if given.check else 'written'}")
+    return 1 if stale and given.check else 0
+
+
+def embed(text: str, root: Path) -> str:
+    """``text`` with every block filled from the records under ``root``."""
+
+    def fill(match: re.Match[str]) -> str:
+        folder = root / match["folder"]
+        records = RecordStore(folder).read()
+        if not records:
+            raise UserError(f"records: found none in {match['folder']}; expected a folder with records.jsonl")
+        return match[1] + table(records, match["rows"].split(",")) + match[4]
+
+    return BLOCK.sub(fill, text)
+
+
+def table(records: Sequence[Record], keys: Sequence[str]) -> str:
+    """A Markdown table, a line for each value of ``keys``, and a line saying where its figures come from."""
+    rows: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        rows.setdefault(tuple(_value(record.cell.model_dump(mode="json"), key) for key in keys), []).append(record)
+    head = [
+        *(key.split(".")[-1].replace("_", " ") for key in keys),
+        "runs",
+        "victim ACC / ASR",
+        "ACC",
+        "ASR",
+        "seconds",
+    ]
+    lines = [head, ["---"] * len(head)]
+    for names, group in sorted(rows.items()):
+        scored = [record for record in group if record.status in SCORED]
+        runs = f"{len(scored)}" if len(scored) == len(group) else f"{len(scored)} of {len(group)}"
+        victims = [record.victim for record in group if record.victim]
+        before = f"{_range((v.acc for v in victims), _percent)} / {_range((v.asr for v in victims), _percent)}"
+        figures = [_range((getattr(r, name) for r in scored), _percent) for name in ("acc", "asr")]
+        lines.append([*names, runs, before, *figures, _range((r.seconds for r in scored), "{:.1f}".format)])
+    body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return f"{body}\n\n{_source(records)}\n"
+
+
+def _range(values: Iterable[float | None], write: Callable[[float], str]) -> str:
+    """Median and, of several records, the range."""
+    known = sorted(value for value in values if value is not None)
+    if not known:
+        return "–"
+    middle = write(statistics.median(known))
+    return middle if len(known) == 1 else f"{middle} ({write(known[0])}–{write(known[-1])})"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _source(records: Sequence[Record]) -> str:
+    sources = [record.provenance for record in records if record.provenance]
+    devices = sorted({f"{source.device}, {source.threads} thread(s)" for source in sources})
+    versions = sorted({f"torch {source.torch}" for source in sources})
+    commits = sorted({source.commit[:7] for source in sources if source.commit})
+    what = f"{len(records)} records on {'; '.join(devices)}; {', '.join(versions)}; commit {', '.join(commits)}."
+    return f"ACC and ASR in %, median (lowest–highest); seconds are the defense's own. {what}"
+
+
+def _value(tree: Mapping[str, Any], key: str) -> str:
+    value: Any = tree
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    if key == "defense" and isinstance(value, Mapping):
+        recipe = value.get("recipe")
+        return f"{value['name']} ({recipe})" if recipe else str(value["name"])
+    if key.endswith("checkpoint") and value:
+        return PurePosixPath(str(value)).stem
+    return "–" if value is None else str(value)
+
+
+def _update(path: Path, *, write: bool) -> bool:
+    """Whether ``path`` was stale."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"FILE: cannot read {path} ({error.strerror}); expected a Markdown document") from error
+    root = next((one for one in path.resolve().parents if (one / "pyproject.toml").exists()), path.resolve().parent)
+    fresh = embed(text, root)
+    if fresh != text and write:
+        path.write_text(fresh, encoding="utf-8")
+    return fresh != text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""One contract for every registered defense."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from adapters import defenses
+from adapters.defenses import DEFENSES
+from adapters.errors import UserError
+from adapters.protocols import Defense, DefenseContext, LabelledImages, PassCounter
+from ibau_defense import RECIPES
+
+CLASSES = 4
+VARIANTS: list[dict[str, Any]] = [
+    *({"name": name} for name in sorted(DEFENSES)),
+    *({"name": "ibau", "recipe": recipe} for recipe in sorted(RECIPES)),
+    {"name": "ibau", "solver": "conjugate_gradient", "solver_steps": 3, "curvature": "exact", "mixed": "exact"},
+    {"name": "ibau", "ball": "linf", "implicit": False},
+]
+
+
+def tiny() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Dropout(0.3),
+        nn.Flatten(), nn.Linear(16, CLASSES),
+    ).eval()  # fmt: skip
+
+
+def clean(count: int = 200) -> LabelledImages:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(count) % CLASSES
+    images = torch.rand(count, 3, 8, 8, generator=generator) * 0.5
+    images[torch.arange(count), labels % 3] += 0.1 * (labels[:, None, None] + 1)
+    return LabelledImages(images.clamp(0, 1), labels)
+
+
+def context(seed: int = 0, **changes: Any) -> DefenseContext:
+    settings: dict[str, Any] = {"num_classes": CLASSES, "device": torch.device("cpu"), "seed": seed, "radius": 0.5}
+    return DefenseContext(**{**settings, **changes})
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.fixture(params=VARIANTS, ids=lambda spec: "-".join(str(value) for value in spec.values()))
+def defense(request: pytest.FixtureRequest) -> Defense:
+    return defenses.build(request.param)
+
+
+def test_the_callers_model_and_the_global_state_are_untouched(defense: Defense) -> None:
+    model, data = tiny().train(), clean()
+    state, images = copy.deepcopy(model.state_dict()), data.images.clone()
+    random = torch.random.get_rng_state()
+    result = defense.run(model, data, context())
+    assert model.training
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(data.images, images)
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert result.model is not model
+    assert not result.model.training
+
+
+def test_a_seed_decides_the_result(defense: Defense) -> None:
+    first, again = (defense.run(tiny(), clean(), context()).model for _ in range(2))
+    assert torch.equal(weights(first), weights(again))
+
+
+def test_what_comes_back_is_a_finite_classifier_of_the_same_kind(defense: Defense) -> None:
+    result = defense.run(tiny(), clean(), context())
+    assert result.status in ("ok", "diverged", "no_trigger_detected")
+    assert (result.reason is None) == (result.status == "ok")
+    logits = result.model(clean(7).images)
+    assert logits.shape == (7, CLASSES)
+    assert logits.isfinite().all()
+    assert result.model.state_dict().keys() == tiny().state_dict().keys()
+
+
+def test_passes_are_counted_by_the_harness(defense: Defense) -> None:
+    counter, model = PassCounter(), tiny()
+    detach = counter.attach(model)
+    defense.run(model, clean(), context(passes=counter))
+    detach()
+    if defense.name == "none":
+        assert counter.as_dict() == {"forward": 0, "backward": 0}
+    else:
+        assert counter.forward >= 200
+        assert 0 < counter.backward <= counter.forward * 8
+
+
+def test_a_deadline_in_the_past_stops_the_work(defense: Defense) -> None:
+    if defense.name == "none":
+        pytest.skip("nothing to stop")
+    result = defense.run(tiny(), clean(), context(deadline=0.0))
+    assert result.status == "timeout"
+    assert result.reason is not None
+
+
+def test_rounds_are_reported_with_a_model_in_evaluation_mode(defense: Defense) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def on_round(model: nn.Module, info: Any) -> None:
+        assert not model.training
+        seen.append(dict(info))
+
+    defense.run(tiny(), clean(), context(on_round=on_round))
+    assert [row["index"] for row in seen] == list(range(len(seen)))
+    assert bool(seen) == (defense.name != "none")
+
+
+def test_the_settings_survive_a_round_trip(defense: Defense) -> None:
+    again = defenses.build({"name": defense.name, **defense.model_dump(mode="json")})
+    assert again == defense
+
+
+def test_the_context_holds_nothing_of_the_attack() -> None:
+    names = {field.name for field in dataclasses.fields(DefenseContext)}
+    assert names == {"num_classes", "device", "seed", "radius", "deadline", "on_round", "passes"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("unlearn", r"^cell\.defense: unknown name 'unlearn'; expected one of: fine_tuning, ibau, none$"),
+        (
+            {"name": "ibau", "round": 2},
+            r"^cell\.defense\.round: unknown setting of ibau; expected one of: recipe, rounds",
+        ),
+        ({"name": "none", "epochs": 2}, r"unknown setting of none; expected one of: none at all"),
+        (
+            {"name": "ibau", "rounds": 0},
+            r"^cell\.defense\.rounds: found 0; input should be greater than or equal to 1$",
+        ),
+        ({"name": "ibau", "recipe": "magic"}, r"recipe: found 'magic'; input should be 'paper'"),
+        ({"rounds": 2}, r"cell\.defense\.name: found None"),
+        ({"name": "ibau", "solver": "minres", "solver_step": 0.1}, r"minres has no step"),
+    ],
+)
+def test_wrong_settings_are_one_line(spec: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        defenses.build(spec)
+    assert "\n" not in str(caught.value)
