@@ -87,7 +87,6 @@ def start(resources: Resources, address: str | None, max_concurrent: int | None)
         grant = _local_grant(resources, max_concurrent)
         _init(grant, num_cpus=max(1, -int(-grant.cpu * grant.workers // 1)), object_store_memory=OBJECT_STORE_BYTES)
         return grant
-    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"  # of this process alone: the cluster has its own
     check_address(address)
     _join(resources, address)
     return _cluster_grant(resources, max_concurrent)
@@ -126,7 +125,10 @@ def _join(resources: Resources, address: str) -> None:
     joining.start()
     joining.join(JOIN_SECONDS)
     if joining.is_alive():
-        raise UserError(f"--address: what answers at {address} does not speak Ray; expected a Ray head node there")
+        raise UserError(
+            f"--address: could not join what answers at {address}; expected a Ray head node there, and in"
+            " RAY_AUTH_MODE and RAY_AUTH_TOKEN what it asks for, if it asks for a token"
+        )
     if failure:
         raise UserError(f"--address: cannot join {address} ({failure[0]}); expected a Ray head node") from failure[0]
 
