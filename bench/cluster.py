@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import sys
@@ -85,7 +86,8 @@ def start(resources: Resources, address: str | None, max_concurrent: int | None)
     os.environ.update(QUIET)
     if address is None:
         grant = _local_grant(resources, max_concurrent)
-        _init(grant, num_cpus=max(1, -int(-grant.cpu * grant.workers // 1)), object_store_memory=OBJECT_STORE_BYTES)
+        cpus = max(1, math.ceil(grant.cpu * grant.workers))
+        _init(grant, "local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False)
         return grant
     check_address(address)
     _join(resources, address)
@@ -117,7 +119,7 @@ def _join(resources: Resources, address: str) -> None:
 
     def join() -> None:
         try:
-            _init(threads, address=address)
+            _init(threads, address)
         except BaseException as error:
             failure.append(error)
 
@@ -133,11 +135,12 @@ def _join(resources: Resources, address: str) -> None:
         raise UserError(f"--address: cannot join {address} ({failure[0]}); expected a Ray head node") from failure[0]
 
 
-def _init(grant: Grant, **settings: Any) -> None:
+def _init(grant: Grant, address: str, **settings: Any) -> None:
+    """``address`` "local" always starts a Ray of its own, even where RAY_ADDRESS or a running one suggests another."""
     import ray
 
     ray.init(
-        include_dashboard=None if "address" in settings else False,
+        address=address,
         log_to_driver=False,
         logging_level=logging.CRITICAL,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": str(grant.threads), **_passed_on()}},
