@@ -24,8 +24,6 @@ class PeakMemory:
         self.bytes = 0
         self._device = device
         self._start = 0
-        if device.type != "cuda":
-            _give_back()
         self.resume()
         if device.type != "cuda":
             self._start = _status("VmRSS") or _peak()
@@ -34,6 +32,7 @@ class PeakMemory:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
+            _give_back()  # what was freed during a pause would otherwise count as held
             _forget_peak()
 
     def pause(self) -> None:
