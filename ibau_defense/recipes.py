@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -34,6 +35,8 @@ class Recipe:
         solver, curvature, mixed, positive: see ``Response``.
         carriers: share of a mini-batch's images that carry δ in the outer loss; 1 in equation (1), 0.01 in the
             notebooks.
+        rounding: how the share becomes a number of images: ``down``, as in the notebooks, where a mini-batch too
+            small for one carrier is an error; or ``up``, where every mini-batch has at least one.
         outer_optimizer, outer_lr: β and its method; the optimiser's state lasts over the rounds.
         outer_steps: outer steps a round; None for one a mini-batch.
         implicit_share: rescale the implicit term to this share of the direct term's norm; None leaves it as
@@ -60,6 +63,7 @@ class Recipe:
     mixed: MixedKind = "exact"
     positive: bool = False
     carriers: float = 1.0
+    rounding: Literal["down", "up"] = "down"
     outer_optimizer: Literal["sgd", "adam"] = "sgd"
     outer_lr: float = 0.1
     outer_steps: int | None = None
@@ -73,6 +77,11 @@ class Recipe:
             raise ValueError(f"carriers: found {self.carriers}; expected a share in (0, 1]")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size: found {self.batch_size}; expected at least 1")
+
+    def carried(self, count: int) -> int:
+        """How many of ``count`` images carry δ."""
+        exact = count * self.carriers
+        return math.ceil(exact) if self.rounding == "up" else int(exact)
 
 
 PAPER = Recipe()
@@ -110,6 +119,7 @@ FAST = Recipe(
     mixed="directional",
     implicit_share=0.5,
     carriers=0.2,
+    rounding="up",
     outer_optimizer="adam",
     outer_lr=0.0005,
     outer_steps=8,

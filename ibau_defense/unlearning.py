@@ -151,6 +151,8 @@ class _Run:
         for number in range(self.recipe.outer_steps or len(batches)):
             if out_of_time():
                 self._stop("timeout", "the time limit was reached before all rounds were done")
+                if self.guard and steps:
+                    self.guard.check()  # the steps since its last look
                 break
             batch = batches[number % len(batches)]
             steps.append(self._outer_step(batch, shared or self._ascend([batch]), first))
@@ -249,7 +251,7 @@ class _Run:
     def _carriers(self, count: int) -> Tensor | None:
         if self.recipe.carriers == 1:
             return None
-        chosen = torch.randperm(count, generator=self.generator)[: int(count * self.recipe.carriers)]
+        chosen = torch.randperm(count, generator=self.generator)[: self.recipe.carried(count)]
         mask = torch.zeros(count, dtype=torch.bool)
         mask[chosen] = True
         return mask.to(self.images.device)
@@ -260,7 +262,7 @@ def _check_carriers(recipe: Recipe, count: int) -> None:
         raise ValueError("images: found none; expected at least one clean image")
     size = min(recipe.batch_size or count, count)
     last = count % size or size
-    if recipe.carriers < 1 and int(last * recipe.carriers) == 0:
+    if recipe.carried(last) == 0:
         raise ValueError(
             f"carriers: {recipe.carriers} of a mini-batch of {last} images is none, so delta would be added to no "
             f"image; expected a share of at least {1 / last:.3g}, or a clean size ({count}) that is a multiple of a "

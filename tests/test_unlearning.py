@@ -143,6 +143,25 @@ def test_delta_on_no_image_is_an_error_not_a_no_op(count: int) -> None:
         IBAU(recipe="reference").unlearn(tiny(), images[:count], labels[:count])
 
 
+@pytest.mark.parametrize("count", [2, 5, 113, 201])
+def test_the_default_recipe_takes_any_number_of_images(count: int) -> None:
+    images, labels = clean_set(count, torch.float32)
+    outcome = IBAU(L2Ball(0.1)).unlearn(tiny(torch.float32), images, labels)
+    assert sum(report.steps for report in outcome.rounds) > 0
+
+
+def test_the_guard_undoes_what_costs_the_clean_set_too_much() -> None:
+    """A rate that would destroy the model: it comes back sound, and the status says why."""
+    model, (images, labels) = tiny(torch.float32), clean_set(100, torch.float32)
+    recipe = replace(RECIPES["fast"], outer_lr=50.0)
+    outcome = IBAU(L2Ball(1.0), recipe).unlearn(model, images, labels)
+    with torch.no_grad():
+        before, after = (F.cross_entropy(net(images), labels) for net in (model, outcome.model))
+    assert outcome.status == "diverged"
+    assert "times in a row" in str(outcome.reason)
+    assert float(after) < float(before) + 1.0
+
+
 @pytest.mark.parametrize("size", [1, 7, 64, None])
 def test_the_paper_recipe_takes_any_batch_size(size: int | None) -> None:
     images, labels = clean_set(20)
