@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol, cast, runtime_checkable
 
 import torch
@@ -30,14 +31,19 @@ class Linearisation:
     """The derivatives of G at (δ, θ).
 
     Attributes:
-        gradient: ∇₁G, the shape of δ.
+        find_gradient: () ↦ ∇₁G, the shape of δ; read it as ``gradient``.
         curvature: v ↦ ∇²₁G v, the shape of δ.
         mixed: w ↦ ∇_θ ⟨∇₁G, w⟩ = (∇²₁₂G)ᵀ w, one tensor a parameter.
     """
 
-    gradient: Tensor
+    find_gradient: Callable[[], Tensor]
     curvature: Callable[[Tensor], Tensor]
     mixed: Callable[[Tensor], Theta]
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """Found when first asked for: a first-order product does without it, and it costs a pass."""
+        return self.find_gradient()
 
 
 def linearise(
@@ -66,7 +72,6 @@ def linearise(
     delta, theta = delta.detach(), tuple(parameter.detach() for parameter in theta)
     shared = _Graph(objective, delta, theta) if "exact" in (curvature, mixed) else None
     step = relative_step or _default_step(objective, delta)
-    gradient = shared.gradient if shared else _gradient(objective, delta, theta)
     curvatures: dict[CurvatureKind, Callable[[Tensor], Tensor]] = {
         "forward_over_reverse": lambda v: _forward_over_reverse(objective, delta, theta, v),
         "directional": lambda v: _difference(objective, delta, theta, v, step, wrt_theta=False)[0],
@@ -78,7 +83,7 @@ def linearise(
         raise ValueError(f"curvature: found {curvature!r}; expected one of {', '.join(sorted(curvatures))}")
     product = shared.mixed if shared and mixed == "exact" else None
     return Linearisation(
-        gradient,
+        shared.gradient if shared else (lambda: _gradient(objective, delta, theta)),
         curvatures[curvature],
         product or (lambda w: _difference(objective, delta, theta, w, step, wrt_theta=True)),
     )
@@ -92,13 +97,18 @@ class _Graph:
         self._delta = delta.detach().requires_grad_(True)
         self._theta = tuple(parameter.detach().requires_grad_(True) for parameter in theta)
         self._kept = self._build(self._parts[0]) if len(self._parts) == 1 else None
-        self.gradient = self._kept.detach() if self._kept is not None else _gradient(objective, delta, theta)
+        self._objective = objective
 
     def _build(self, part: Objective) -> Tensor:
         with torch.enable_grad():
             value = part(self._delta, self._theta)
             (gradient,) = torch.autograd.grad(value, self._delta, create_graph=True)
         return gradient
+
+    def gradient(self) -> Tensor:
+        if self._kept is not None:
+            return self._kept.detach()
+        return _gradient(self._objective, self._delta, self._theta)
 
     def _product(self, v: Tensor, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         sums = [torch.zeros_like(x) for x in inputs]

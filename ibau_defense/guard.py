@@ -61,8 +61,8 @@ class Guard:
         self.images, self.labels = images, labels
         self.undone = 0
         self._failures = 0
-        first = self._measure()
-        self.before, self.latest = first, first
+        loss, accuracy = self._measure()
+        self.before = Verdict(loss, accuracy, sound=True)
         self._keep()
 
     @property
@@ -71,19 +71,23 @@ class Guard:
 
     def check(self) -> Verdict:
         """Measure; a sound state is kept, an unsound one undone and the outer rate made smaller."""
-        verdict = self._measure()
-        if verdict.sound:
-            self.latest, self._failures = verdict, 0
+        loss, accuracy = self._measure()
+        bound, before = self.settings, self.before
+        # Written so that NaN is unsound.
+        sound = loss <= before.loss + bound.loss_rise and accuracy >= before.accuracy - bound.accuracy_drop
+        if sound:
+            self._failures = 0
             self._keep()
         else:
             self._restore()
             self.undone, self._failures = self.undone + 1, self._failures + 1
             for group in self.optimizer.param_groups:
                 group["lr"] *= self.settings.shrink
-        return verdict
+        return Verdict(loss, accuracy, sound)
 
     @torch.no_grad()
-    def _measure(self) -> Verdict:
+    def _measure(self) -> tuple[float, float]:
+        """Clean loss and accuracy on the held-back images."""
         theta = self.network.theta
         loss, hits = torch.zeros((), device=self.images.device), torch.zeros((), device=self.images.device)
         for images, labels in zip(self.images.split(512), self.labels.split(512), strict=True):
@@ -91,12 +95,7 @@ class Guard:
             loss = loss + F.cross_entropy(logits, labels, reduction="sum")
             hits = hits + (logits.argmax(dim=1) == labels).sum()
         value, accuracy = (torch.stack([loss, hits]) / len(self.labels)).tolist()
-        if not hasattr(self, "before"):
-            return Verdict(value, accuracy, True)
-        bound = self.settings
-        # Written so that NaN is unsound.
-        sound = value <= self.before.loss + bound.loss_rise and accuracy >= self.before.accuracy - bound.accuracy_drop
-        return Verdict(value, accuracy, sound)
+        return value, accuracy
 
     def _keep(self) -> None:
         self._state = [parameter.detach().clone() for parameter in self.network.module.parameters()]
