@@ -18,6 +18,7 @@ from ray.tune.search import Searcher
 from bench.cells import Cell
 from bench.cluster import Grant
 from bench.jobs import Job, JobQueue
+from bench.memory import keep_freed_pages
 from bench.provenance import Commit
 from bench.records import Record, RecordStore
 from bench.run_cell import CellRunner, reason
@@ -82,6 +83,7 @@ class CellTrainable(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any], settings: WorkerSettings) -> None:
         torch.set_num_threads(settings.threads)
+        keep_freed_pages()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._runner = CellRunner(settings.data_root, settings.cache_dir, device, settings.commit)
         self._job = config

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import torch
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h."""
+
 
 class PeakMemory:
     """The most memory held at once between the creation of this and ``pause()``; what a pause holds is left out.
@@ -41,6 +44,21 @@ class PeakMemory:
         else:
             peak = _peak() - self._start
         self.bytes = max(self.bytes, peak)
+
+
+def keep_freed_pages() -> None:
+    """Have the C allocator keep large freed blocks for this process instead of returning each to the system.
+
+    A training step frees and takes the same activations again: each return costs a page fault for every 4 KiB, about
+    a tenth of a step on the CPU. ``PeakMemory`` gives back what is kept before it measures. Only where the C library
+    is glibc; elsewhere nothing changes.
+    """
+    try:
+        adjust = ctypes.CDLL(None).mallopt
+        adjust(_MMAP_THRESHOLD, 1 << 30)
+        adjust(_TRIM_THRESHOLD, (1 << 31) - 1)
+    except (AttributeError, OSError, TypeError):
+        return
 
 
 def _give_back() -> None:

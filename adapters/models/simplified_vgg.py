@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from adapters.errors import UserError
+from adapters.models.dropout import Dropout
 
 WIDTHS, DROPOUTS = (32, 64, 128), (0.3, 0.4, 0.4)
 
@@ -25,7 +26,7 @@ class SimplifiedVGG(nn.Module):
             )
         layers: list[nn.Module] = []
         for out, dropout in zip(WIDTHS, DROPOUTS, strict=True):
-            layers += [*_convolution(channels, out), *_convolution(out, out), nn.MaxPool2d(2), nn.Dropout(dropout)]
+            layers += [*_convolution(channels, out), *_convolution(out, out), nn.MaxPool2d(2), Dropout(dropout)]
             channels = out
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels * (height // 8) * (width // 8), num_classes)
