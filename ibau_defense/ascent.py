@@ -39,14 +39,22 @@ class AscentResult:
     """Where the ascent ended.
 
     Attributes:
-        delta: (C, H, W), in the ball.
+        delta: (C, H, W), in the ball; (K, C, H, W) for a bank.
         trace: (T,) the objective before each step, on that step's images.
         status: ``not_finite`` where a gradient was NaN or infinite: δ is the last finite one.
+        harm: (K,) the loss of each δ of a bank; None where there is one δ.
     """
 
     delta: Tensor
     trace: Tensor
     status: AscentStatus
+    harm: Tensor | None = None
+
+    def norm(self, ball: Ball) -> Tensor:
+        """‖δ‖ in the ball's norm, a scalar; the largest of a bank."""
+        if self.harm is None:
+            return ball.norm(self.delta)
+        return torch.stack([ball.norm(one) for one in self.delta]).max()
 
 
 def ascend(objectives: Sequence[Objective], theta: Theta, start: Tensor, ball: Ball, settings: Ascent) -> AscentResult:

@@ -121,6 +121,8 @@ class L1Ball(Ball):
     def project(self, delta: Tensor) -> Tensor:
         if self.radius == float("inf"):
             return delta
+        if self.radius == 0:  # the threshold below leaves rounding errors
+            return torch.zeros_like(delta)
         flat = delta.abs().flatten()
         ordered, _ = flat.sort(descending=True)
         ranks = torch.arange(1, flat.numel() + 1, device=flat.device, dtype=flat.dtype)

@@ -25,7 +25,7 @@ class StepReport:
         loss: the outer loss before the step.
         inner_before, inner_after: the ascent's first and last objective value.
         inner_status: how the ascent ended.
-        delta_norm: ‖δ‖ in the ball's norm.
+        delta_norm: ‖δ‖ in the ball's norm; the largest where several are carried.
         direct_norm, implicit_norm: ‖∇₂H‖ and ‖(∇δ)ᵀ∇₁H‖ over all parameters; 0 where the term is off.
         angle: between the two terms, degrees in [0, 180]; NaN where one is zero.
         solver_status, solver_steps, residual, curvature: the ``Solution``; None where no system was solved.
@@ -64,7 +64,7 @@ class StepReport:
         implicit_square = sum((x.square().sum() for x in implicit or ()), zero)
         dot = sum(((x * y).sum() for x, y in zip(direct, implicit or (), strict=bool(implicit))), zero)
         trace = ascent.trace if ascent.trace.numel() else torch.full((1,), torch.nan, device=loss.device)
-        scalars = [loss, trace[0], trace[-1], ball.norm(ascent.delta), direct_square, implicit_square, dot]
+        scalars = [loss, trace[0], trace[-1], ascent.norm(ball), direct_square, implicit_square, dot]
         values = torch.stack([x.detach().double() for x in scalars]).tolist()
         value, before, after, norm, a, b, ab = values
         cosine = ab / (a * b) ** 0.5 if a > 0 and b > 0 else float("nan")

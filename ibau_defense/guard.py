@@ -22,7 +22,8 @@ class GuardSettings:
         every: outer steps between two checks; what is undone is all steps since the last good check.
         loss_rise: undo where the held-back clean loss exceeds the victim's by more than this, in nats.
         accuracy_drop: undo where the held-back accuracy is under the victim's by more than this, in [0, 1].
-        shrink: factor on the outer rate after an undo.
+        final_drop: a run that ends with more than this lost says so: its status is ``diverged``.
+        shrink: factor on the outer rate after an undo; ``Guard.rate`` is their product.
         retries: undos in a row before the run gives up with what it has.
     """
 
@@ -30,6 +31,7 @@ class GuardSettings:
     every: int = 5
     loss_rise: float = 0.5
     accuracy_drop: float = 0.05
+    final_drop: float = 0.1
     shrink: float = 0.5
     retries: int = 4
 
@@ -59,11 +61,17 @@ class Guard:
     ) -> None:
         self.settings, self.network, self.optimizer = settings, network, optimizer
         self.images, self.labels = images, labels
-        self.undone = 0
+        self.undone, self.rate = 0, 1.0
         self._failures = 0
         loss, accuracy = self._measure()
         self.before = Verdict(loss, accuracy, sound=True)
+        self._kept_accuracy = accuracy
         self._keep()
+
+    @property
+    def lost(self) -> float:
+        """Held-back accuracy that the kept state has lost since the start, in [-1, 1], at the last check."""
+        return self.before.accuracy - self._kept_accuracy
 
     @property
     def exhausted(self) -> bool:
@@ -76,13 +84,12 @@ class Guard:
         # Written so that NaN is unsound.
         sound = loss <= before.loss + bound.loss_rise and accuracy >= before.accuracy - bound.accuracy_drop
         if sound:
-            self._failures = 0
+            self._failures, self._kept_accuracy = 0, accuracy
             self._keep()
         else:
             self._restore()
             self.undone, self._failures = self.undone + 1, self._failures + 1
-            for group in self.optimizer.param_groups:
-                group["lr"] *= self.settings.shrink
+            self.rate *= self.settings.shrink
         return Verdict(loss, accuracy, sound)
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -112,6 +112,9 @@ class UniversalLoss:
         carriers: (n,) bool, which images carry δ; None for all of them, as in equation (1). The authors' outer
             loss lets 1 % of a batch carry it.
         micro_batch: most images in one pass; bounds memory whatever n is. None for all at once.
+        weight: factor on the whole; a part's share of the images.
+        assignment: (n,) int64, which of K perturbations each image carries; δ is then (K, C, H, W), and H the mean
+            over the draw. None for one δ, as in equation (1).
     """
 
     network: Network
@@ -122,6 +125,7 @@ class UniversalLoss:
     carriers: Tensor | None = None
     micro_batch: int | None = None
     weight: float = 1.0
+    assignment: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.images.shape[0] == 0:
@@ -133,9 +137,9 @@ class UniversalLoss:
 
     def perturb(self, delta: Tensor) -> Tensor:
         """x + δ on the carriers, x elsewhere, clipped where ``clip``."""
-        added: Tensor = delta
+        added: Tensor = delta if self.assignment is None else delta[self.assignment]
         if self.carriers is not None:
-            added = delta * self.carriers.view(-1, *[1] * delta.dim()).to(delta.dtype)
+            added = added * self.carriers.view(-1, *[1] * (self.images.dim() - 1)).to(delta.dtype)
         images = self.images + added
         return images.clamp(0.0, 1.0) if self.clip else images
 
@@ -161,15 +165,14 @@ class UniversalLoss:
 
     def _part(self, piece: slice, count: int) -> UniversalLoss:
         images = self.images[piece]
-        return UniversalLoss(
-            self.network,
-            images,
-            self.labels[piece],
-            self.clip,
-            self.penalty,
-            None if self.carriers is None else self.carriers[piece],
-            None,
-            self.weight * images.shape[0] / count,
+        return replace(
+            self,
+            images=images,
+            labels=self.labels[piece],
+            carriers=None if self.carriers is None else self.carriers[piece],
+            micro_batch=None,
+            weight=self.weight * images.shape[0] / count,
+            assignment=None if self.assignment is None else self.assignment[piece],
         )
 
 

@@ -10,6 +10,7 @@ from ibau_defense.ascent import Ascent
 from ibau_defense.curvature import CurvatureKind, MixedKind
 from ibau_defense.guard import GuardSettings
 from ibau_defense.solvers import FirstTerm, FixedPoint, Solver
+from ibau_defense.starts import MultiStart
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,14 @@ class Recipe:
         solver, curvature, mixed, positive: see ``Response``.
         carriers: share of a mini-batch's images that carry δ in the outer loss; 1 in equation (1), 0.01 in the
             notebooks.
+        carriers_last: the share in the last outer step, reached evenly from ``carriers``; None for no change.
+        starts: find a bank of maximisers a round, each on its own part of the image (``MultiStart``), instead of
+            one; each carrier then bears one of them, drawn in proportion to the square root of its loss. ``ascent``
+            and ``ascent_labels`` go unused.
         rounding: how the share becomes a number of images: ``down``, as in the notebooks, where a mini-batch too
             small for one carrier is an error; or ``up``, where every mini-batch has at least one.
         outer_optimizer, outer_lr: β and its method; the optimiser's state lasts over the rounds.
+        schedule: of the outer rate over all rounds: ``constant``, or ``cosine`` down to zero.
         outer_steps: outer steps a round; None for one a mini-batch.
         implicit_share: rescale the implicit term to this share of the direct term's norm; None leaves it as
             equation (2) has it. The truncated series of an expanding map has an arbitrary size (``Solution.residual``),
@@ -63,9 +69,12 @@ class Recipe:
     mixed: MixedKind = "exact"
     positive: bool = False
     carriers: float = 1.0
+    carriers_last: float | None = None
+    starts: MultiStart | None = None
     rounding: Literal["down", "up"] = "down"
     outer_optimizer: Literal["sgd", "adam"] = "sgd"
     outer_lr: float = 0.1
+    schedule: Literal["constant", "cosine"] = "constant"
     outer_steps: int | None = None
     implicit_share: float | None = None
     guard: GuardSettings | None = None
@@ -78,9 +87,14 @@ class Recipe:
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size: found {self.batch_size}; expected at least 1")
 
-    def carried(self, count: int) -> int:
-        """How many of ``count`` images carry δ."""
-        exact = count * self.carriers
+    def rate(self, progress: float) -> float:
+        """β after this share of all outer steps, in [0, 1)."""
+        return self.outer_lr * (0.5 + 0.5 * math.cos(math.pi * progress) if self.schedule == "cosine" else 1.0)
+
+    def carried(self, count: int, progress: float = 0.0) -> int:
+        """How many of ``count`` images carry δ after this share of all outer steps."""
+        last = self.carriers if self.carriers_last is None else self.carriers_last
+        exact = count * (self.carriers + (last - self.carriers) * progress)
         return math.ceil(exact) if self.rounding == "up" else int(exact)
 
 
@@ -108,25 +122,42 @@ REFERENCE_GTSRB = replace(REFERENCE, ascent=Ascent(steps=0, step_size=1.0, optim
 
 FAST = Recipe(
     rounds=4,
-    batch_size=100,
+    batch_size=128,
     shuffle=True,
     delta_per="round",
-    ascent=Ascent(steps=6, step_size=0.4, optimizer="normalised", relative=True),
+    starts=MultiStart(steps=5, enough=10.0),
     clip=True,
     response_images="carriers",
     solver=FirstTerm(),
     curvature="directional",
     mixed="directional",
+    implicit=False,
     implicit_share=0.5,
-    carriers=0.2,
+    carriers=0.8,
+    carriers_last=0.1,
     rounding="up",
     outer_optimizer="adam",
-    outer_lr=0.0005,
-    outer_steps=8,
-    guard=GuardSettings(),
+    outer_lr=0.004,
+    schedule="cosine",
+    outer_steps=13,
+    guard=GuardSettings(every=13, loss_rise=2.0, accuracy_drop=0.3, retries=2),
     autocast=True,
     channels_last=True,
 )
 """Ours: see ``docs/engine.md``."""
 
-RECIPES: dict[str, Recipe] = {"paper": PAPER, "reference": REFERENCE, "reference_gtsrb": REFERENCE_GTSRB, "fast": FAST}
+DANSKIN = replace(REFERENCE, implicit=False)
+"""``REFERENCE`` without the implicit term of equation (2): the direct gradient alone, as Danskin's theorem has it for
+an exact maximiser. The ablation the paper leaves out."""
+
+DANSKIN_GTSRB = replace(REFERENCE_GTSRB, implicit=False)
+"""``REFERENCE_GTSRB`` likewise."""
+
+RECIPES: dict[str, Recipe] = {
+    "paper": PAPER,
+    "reference": REFERENCE,
+    "reference_gtsrb": REFERENCE_GTSRB,
+    "danskin": DANSKIN,
+    "danskin_gtsrb": DANSKIN_GTSRB,
+    "fast": FAST,
+}

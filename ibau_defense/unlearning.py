@@ -18,6 +18,7 @@ from ibau_defense.guard import Guard, hold_back
 from ibau_defense.implicit import Response, response_product
 from ibau_defense.objective import Network, Objective, Theta, UniversalLoss, value_and_gradients
 from ibau_defense.recipes import RECIPES, Recipe
+from ibau_defense.starts import ascend_from_many
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class IBAU:
                 on_round(run.model(), reports[-1])
             if run.stopped:
                 break
+        run.finish()
         return Unlearned(run.model(), tuple(reports), run.status, run.reason)
 
 
@@ -120,6 +122,7 @@ class _Run:
         )
         self.generator = torch.Generator().manual_seed(ibau.seed)
         self.parameters = list(self.network.module.parameters())
+        self.taken = 0
         optimizer = torch.optim.Adam if recipe.outer_optimizer == "adam" else torch.optim.SGD
         self.optimizer = optimizer(self.parameters, lr=recipe.outer_lr)
         self.status, self.reason = "ok", cast("str | None", None)
@@ -146,16 +149,19 @@ class _Run:
         """One pass over the clean set, one outer step a mini-batch (or ``outer_steps`` of them)."""
         batches = list(self._batches())
         first = self._loss(*batches[0], penalty=self.recipe.penalty)
-        shared = self._ascend(batches) if self.recipe.delta_per == "round" else None
+        shared = self._ascend(batches) if self.recipe.delta_per == "round" or self.recipe.starts else None
+        planned = self.recipe.outer_steps or len(batches)
         steps: list[StepReport] = []
-        for number in range(self.recipe.outer_steps or len(batches)):
+        for number in range(planned):
             if out_of_time():
                 self._stop("timeout", "the time limit was reached before all rounds were done")
                 if self.guard and steps:
                     self.guard.check()  # the steps since its last look
                 break
             batch = batches[number % len(batches)]
-            steps.append(self._outer_step(batch, shared or self._ascend([batch]), first))
+            progress = self.taken / (planned * self.recipe.rounds)
+            steps.append(self._outer_step(batch, shared or self._ascend([batch]), first, progress))
+            self.taken += 1
             self._watch(steps)
             if self.stopped:
                 break
@@ -163,6 +169,17 @@ class _Run:
 
     def _stop(self, status: str, reason: str) -> None:
         self.status, self.reason = status, reason
+
+    def finish(self) -> None:
+        """Say so where the accuracy that was lost on the way has not come back."""
+        if self.guard is None or self.stopped:
+            return
+        if self.guard.lost > self.guard.settings.final_drop:
+            before = self.guard.before.accuracy
+            self._stop(
+                "diverged",
+                f"the accuracy on held-back clean images ended {self.guard.lost:.3f} under the {before:.3f} before",
+            )
 
     def _watch(self, steps: list[StepReport]) -> None:
         """Stop, or have the guard undo, what is not sound."""
@@ -182,18 +199,20 @@ class _Run:
                 f"{self.guard.before.accuracy:.3f} to {verdict.accuracy:.3f}; the model is the last sound one",
             )
 
-    def _outer_step(self, batch: tuple[Tensor, Tensor], ascent: AscentResult, first: UniversalLoss) -> StepReport:
-        """Lines 6 to 8 of Algorithm 1."""
+    def _outer_step(
+        self, batch: tuple[Tensor, Tensor], ascent: AscentResult, first: UniversalLoss, progress: float
+    ) -> StepReport:
+        """Lines 6 to 8 of Algorithm 1, after a share ``progress`` of all outer steps."""
         started = time.perf_counter()
         recipe, delta = self.recipe, ascent.delta
-        carriers = self._carriers(len(batch[1]))
-        outer = self._loss(*batch, carriers=carriers)
+        carriers = self._carriers(len(batch[1]), progress)
+        outer = self._loss(*batch, carriers=carriers, assignment=self._assignment(ascent, len(batch[1])))
         theta = self.network.theta
         loss, pull, direct = value_and_gradients(outer, delta, theta, wrt_delta=recipe.implicit, wrt_theta=True)
         direct = cast(Theta, direct)
         implicit, solution = None, None
         if recipe.implicit:
-            inner = first if recipe.response_images == "first_batch" else self._inner(batch, carriers)
+            inner = first if recipe.response_images == "first_batch" else self._inner(outer)
             response = Response(
                 recipe.solver, recipe.curvature, recipe.mixed, self.ibau.ball if recipe.boundary else None,
                 recipe.positive,
@@ -205,18 +224,22 @@ class _Run:
             if recipe.implicit_share is not None and report.implicit_norm > 0:
                 weight = recipe.implicit_share * report.direct_norm / report.implicit_norm
             self._descend(
-                direct if implicit is None else tuple(a + weight * b for a, b in zip(direct, implicit, strict=True))
+                direct if implicit is None else tuple(a + weight * b for a, b in zip(direct, implicit, strict=True)),
+                recipe.rate(progress) * (self.guard.rate if self.guard else 1.0),
             )
         return replace(report, seconds=time.perf_counter() - started)
 
-    def _inner(self, batch: tuple[Tensor, Tensor], carriers: Tensor | None) -> UniversalLoss:
+    def _inner(self, outer: UniversalLoss) -> UniversalLoss:
         """The objective whose stationarity the response differentiates."""
-        images, labels = batch
-        if self.recipe.response_images == "carriers" and carriers is not None:
-            images, labels = images[carriers], labels[carriers]
-        return self._loss(images, labels, penalty=self.recipe.penalty)
+        images, labels, assignment = outer.images, outer.labels, outer.assignment
+        if self.recipe.response_images == "carriers" and outer.carriers is not None:
+            images, labels = images[outer.carriers], labels[outer.carriers]
+            assignment = None if assignment is None else assignment[outer.carriers]
+        return self._loss(images, labels, penalty=self.recipe.penalty, assignment=assignment)
 
-    def _descend(self, gradient: Theta) -> None:
+    def _descend(self, gradient: Theta, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         for parameter, piece in zip(self.parameters, gradient, strict=True):
             parameter.grad = piece
         self.optimizer.step()
@@ -224,6 +247,11 @@ class _Run:
 
     def _ascend(self, batches: list[tuple[Tensor, Tensor]]) -> AscentResult:
         recipe, theta = self.recipe, self.network.theta
+        if recipe.starts:
+            return ascend_from_many(
+                self.network, self._draw, self.images.shape[1:], theta, self.ibau.ball, recipe.starts, self.generator,
+                clip=recipe.clip, micro_batch=self.ibau.micro_batch,
+            )  # fmt: skip
         objectives: list[Objective] = []
         for images, labels in batches:
             if recipe.ascent_labels == "predicted":
@@ -248,10 +276,22 @@ class _Run:
             index = order[start : start + size]
             yield self.images[index], self.labels[index]
 
-    def _carriers(self, count: int) -> Tensor | None:
+    def _draw(self, count: int) -> tuple[Tensor, Tensor]:
+        index = torch.randint(len(self.images), (count,), generator=self.generator).to(self.images.device)
+        return self.images[index], self.labels[index]
+
+    def _assignment(self, ascent: AscentResult, count: int) -> Tensor | None:
+        """Which δ of a bank each image would carry: the harmful ones more often."""
+        if ascent.harm is None:
+            return None
+        weights = ascent.harm.detach().float().cpu().nan_to_num(0.0).clamp(1e-3, 5.0).sqrt()
+        drawn = torch.multinomial(weights, count, replacement=True, generator=self.generator)
+        return drawn.to(self.images.device)
+
+    def _carriers(self, count: int, progress: float) -> Tensor | None:
         if self.recipe.carriers == 1:
             return None
-        chosen = torch.randperm(count, generator=self.generator)[: self.recipe.carried(count)]
+        chosen = torch.randperm(count, generator=self.generator)[: self.recipe.carried(count, progress)]
         mask = torch.zeros(count, dtype=torch.bool)
         mask[chosen] = True
         return mask.to(self.images.device)

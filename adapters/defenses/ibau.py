@@ -12,7 +12,7 @@ from adapters.errors import UserError
 from adapters.protocols import Defense, DefenseContext, DefenseResult, LabelledImages
 from ibau_defense import BALLS, IBAU, RECIPES, SOLVERS, Recipe, RoundReport
 
-RecipeName = Literal["paper", "reference", "reference_gtsrb", "fast"]
+RecipeName = Literal["paper", "reference", "reference_gtsrb", "danskin", "danskin_gtsrb", "fast"]
 
 
 class Ibau(Defense):
