@@ -249,8 +249,8 @@ def predict(model: nn.Module, images: Tensor, trigger: Trigger | None = None, in
 
 
 def _batch_size(images: Tensor) -> int:
-    """Bounds memory by pixels: 256 images of 32 x 32 on the CPU, where larger batches leave the cache; 1,024 else."""
-    pixels = (256 if images.device.type == "cpu" else 1024) * 32 * 32
+    """Bounds memory by pixels: 64 images of 32 x 32 on the CPU, where larger batches leave the cache; 1,024 else."""
+    pixels = (64 if images.device.type == "cpu" else 1024) * 32 * 32
     return max(8, pixels // max(1, images.shape[2] * images.shape[3]))
 
 
