@@ -22,7 +22,8 @@ class GuardSettings:
         every: outer steps between two checks; what is undone is all steps since the last good check.
         loss_rise: undo where the held-back clean loss exceeds the victim's by more than this, in nats.
         accuracy_drop: undo where the held-back accuracy is under the victim's by more than this, in [0, 1].
-        final_drop: a run that ends with more than this lost says so: its status is ``diverged``.
+        final_drop: a run that ends with more than this lost, and more than one held-back image, says so: its
+            status is ``diverged``.
         shrink: factor on the outer rate after an undo; ``Guard.rate`` is their product.
         retries: undos in a row before the run gives up with what it has.
     """

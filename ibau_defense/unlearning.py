@@ -174,7 +174,8 @@ class _Run:
         """Say so where the accuracy that was lost on the way has not come back."""
         if self.guard is None or self.stopped:
             return
-        if self.guard.lost > self.guard.settings.final_drop:
+        images = self.guard.lost * len(self.guard.labels)
+        if self.guard.lost > self.guard.settings.final_drop and images > 1.5:  # one image of a small set is noise
             before = self.guard.before.accuracy
             self._stop(
                 "diverged",

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ibau_defense import IBAU, RECIPES, Ascent, L2Ball, Network, UniversalLoss, ascend
+from ibau_defense.guard import GuardSettings
 from ibau_defense.recipes import PAPER, REFERENCE, REFERENCE_GTSRB, Recipe
 from ibau_defense.solvers import ConjugateGradient, FixedPoint
 
@@ -160,6 +161,22 @@ def test_the_guard_undoes_what_costs_the_clean_set_too_much() -> None:
     assert outcome.status == "diverged"
     assert "times in a row" in str(outcome.reason)
     assert float(after) < float(before) + 1.0
+
+
+@pytest.mark.parametrize(("count", "status"), [(200, "diverged"), (10, "ok")])
+def test_a_run_that_ends_less_accurate_says_so(count: int, status: str) -> None:
+    """Labels by the model itself, so that it starts at 1.0; a guard that allows any loss on the way and none after.
+
+    Of ten clean images one is held back: what becomes of one image is no evidence.
+    """
+    model, (images, _) = tiny(torch.float32), clean_set(count, torch.float32)
+    with torch.no_grad():
+        labels = model(images).argmax(dim=1)
+    lax = GuardSettings(every=1, loss_rise=math.inf, accuracy_drop=1.0, final_drop=0.0)
+    outcome = IBAU(L2Ball(10.0), replace(RECIPES["fast"], outer_lr=0.05, guard=lax)).unlearn(model, images, labels)
+    assert outcome.status == status
+    if status == "diverged":
+        assert "under the 1.000 before" in str(outcome.reason)
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, None])
