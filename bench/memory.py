@@ -49,9 +49,9 @@ class PeakMemory:
 def keep_freed_pages() -> None:
     """Have the C allocator keep large freed blocks for this process instead of returning each to the system.
 
-    A training step frees and takes the same activations again: each return costs a page fault for every 4 KiB, about
-    a tenth of a step on the CPU. ``PeakMemory`` gives back what is kept before it measures. Only where the C library
-    is glibc; elsewhere nothing changes.
+    A training step frees and takes the same activations again, and each return costs a page fault for every 4 KiB.
+    ``PeakMemory`` gives back what is kept before it measures. Only where the C library is glibc; elsewhere nothing
+    changes.
     """
     try:
         adjust = ctypes.CDLL(None).mallopt

@@ -71,8 +71,13 @@ class Guard:
 
     @property
     def lost(self) -> float:
-        """Held-back accuracy that the kept state has lost since the start, in [-1, 1], at the last check."""
+        """Held-back accuracy that the kept state has lost since the start, in [-1, 1]."""
         return self.before.accuracy - self._kept_accuracy
+
+    @property
+    def lost_too_much(self) -> bool:
+        """Whether that is more than ``final_drop`` and more than one image, which of a small set is noise."""
+        return self.lost > self.settings.final_drop and self.lost * len(self.labels) > 1.5
 
     @property
     def exhausted(self) -> bool:

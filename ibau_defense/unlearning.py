@@ -172,10 +172,7 @@ class _Run:
 
     def finish(self) -> None:
         """Say so where the accuracy that was lost on the way has not come back."""
-        if self.guard is None or self.stopped:
-            return
-        images = self.guard.lost * len(self.guard.labels)
-        if self.guard.lost > self.guard.settings.final_drop and images > 1.5:  # one image of a small set is noise
+        if self.guard and not self.stopped and self.guard.lost_too_much:
             before = self.guard.before.accuracy
             self._stop(
                 "diverged",

@@ -17,7 +17,7 @@ from adapters import models
 from ibau_defense import L2Ball, MultiStart, Network, UniversalLoss, ascend, ascend_from_many, value_and_gradients
 from ibau_defense.ascent import Ascent
 from ibau_defense.implicit import Response, response_product
-from ibau_defense.solvers import FirstTerm, FixedPoint
+from ibau_defense.solvers import FixedPoint
 
 
 class _Ledger:
@@ -99,7 +99,7 @@ def test_many_starts_keep_one_gradient_of_their_batch(loss: UniversalLoss, one_g
 def test_the_solve_keeps_the_same_however_many_steps(loss: UniversalLoss, one_gradient: int, mixed: str) -> None:
     def solve(steps: int) -> int:
         kind: Any = mixed
-        solver = FirstTerm() if steps == 0 else FixedPoint(max_steps=steps, step=0.1, rtol=0.0)
+        solver = FixedPoint(max_steps=steps, step=0.1, rtol=0.0)
         response = Response(solver, curvature=kind, mixed=kind)
         v = torch.ones(3, 16, 16)
         return most_saved(lambda: response_product(loss, 0.1 * v, loss.network.theta, v, response))

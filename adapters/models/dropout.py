@@ -11,8 +11,8 @@ _LEVELS = 1 << 16
 class Dropout(nn.Dropout):
     """``nn.Dropout``; on the CPU its mask is drawn sixteen bits an element instead of one serial Bernoulli draw.
 
-    There torch draws each element of a mask in one thread, which takes 10 to 15 % of a training step of the
-    simplified VGG; four elements from one 64-bit draw cost a tenth of that. An element is dropped with probability
+    There torch draws each element of a mask in one thread, a visible part of a training step of the simplified VGG;
+    here four elements come from one 64-bit draw. An element is dropped with probability
     p rounded to a multiple of 2⁻¹⁶, and what is kept is scaled by the inverse of the rounded probability, so the
     expectation is exact. The bits come from torch's global generator.
     """
