@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ibau_defense.objective import Objective, Theta, value_and_gradients
+from ibau_defense.parallel import ranks_of, total
 
 CurvatureKind = Literal["exact", "forward_over_reverse", "directional", "gauss_newton"]
 MixedKind = Literal["exact", "directional"]
@@ -90,7 +91,10 @@ def linearise(
 
 
 class _Graph:
-    """∇₁G with its own graph: kept for an objective of one part, rebuilt part by part for several."""
+    """∇₁G with its own graph: kept for an objective of one part, rebuilt part by part for several.
+
+    Where ranks share the objective, each keeps the graph of its own part; products are summed over the ranks.
+    """
 
     def __init__(self, objective: Objective, delta: Tensor, theta: Theta) -> None:
         self._parts = list(objective.parts())
@@ -106,7 +110,7 @@ class _Graph:
         return gradient
 
     def gradient(self) -> Tensor:
-        if self._kept is not None:
+        if self._kept is not None and ranks_of(self._objective) is None:
             return self._kept.detach()
         return _gradient(self._objective, self._delta, self._theta)
 
@@ -118,7 +122,7 @@ class _Graph:
                 continue
             found = torch.autograd.grad(gradient, inputs, v, retain_graph=self._kept is not None, allow_unused=True)
             sums = [a if g is None else a + g for a, g in zip(sums, found, strict=True)]
-        return [x.detach() for x in sums]
+        return total(self._objective, [x.detach() for x in sums])
 
     def curvature(self, v: Tensor) -> Tensor:
         return self._product(v, (self._delta,))[0]
@@ -132,13 +136,13 @@ def _gradient(objective: Objective, delta: Tensor, theta: Theta) -> Tensor:
 
 
 def _forward_over_reverse(objective: Objective, delta: Tensor, theta: Theta, v: Tensor) -> Tensor:
-    total = torch.zeros_like(delta)
+    product = torch.zeros_like(delta)
     for part in objective.parts():
         with torch.enable_grad():
             gradient = torch.func.grad(lambda d, p=part: p(d, theta))
-            product = torch.func.jvp(gradient, (delta,), (v,))[1]
-        total = total + product.detach()
-    return total
+            found = torch.func.jvp(gradient, (delta,), (v,))[1]
+        product = product + found.detach()
+    return total(objective, [product])[0]
 
 
 def _default_step(objective: Objective, delta: Tensor) -> float:
@@ -164,12 +168,12 @@ def _difference(
 
 
 def _gauss_newton(objective: Objective, delta: Tensor, theta: Theta, v: Tensor) -> Tensor:
-    total = torch.zeros_like(delta)
+    product = torch.zeros_like(delta)
     for part in objective.parts():
         if not isinstance(part, HasOutputs):
             raise ValueError("curvature: gauss_newton needs an objective with outputs() and loss_of_outputs()")
-        total = total + _gauss_newton_part(part, delta, theta, v)
-    return total
+        product = product + _gauss_newton_part(part, delta, theta, v)
+    return total(objective, [product])[0]
 
 
 def _gauss_newton_part(part: HasOutputs, delta: Tensor, theta: Theta, v: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ibau_defense.objective import Network
+from ibau_defense.parallel import Ranks
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Guard:
 
     Args:
         images, labels: the held-back clean images, (m, C, H, W) and (m,); m ≥ 1.
+        ranks: processes that share them: all find the same loss, hence undo the same steps.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class Guard:
         optimizer: torch.optim.Optimizer,
         images: Tensor,
         labels: Tensor,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks
         self.settings, self.network, self.optimizer = settings, network, optimizer
         self.images, self.labels = images, labels
         self.undone, self.rate = 0, 1.0
@@ -103,11 +107,17 @@ class Guard:
         """Clean loss and accuracy on the held-back images."""
         theta = self.network.theta
         loss, hits = torch.zeros((), device=self.images.device), torch.zeros((), device=self.images.device)
-        for images, labels in zip(self.images.split(512), self.labels.split(512), strict=True):
+        own = slice(None) if self.ranks is None else self.ranks.share(len(self.labels))
+        for images, labels in zip(self.images[own].split(512), self.labels[own].split(512), strict=True):
+            if len(labels) == 0:  # this rank's share of a very small set
+                continue
             logits = self.network(images, theta)
             loss = loss + F.cross_entropy(logits, labels, reduction="sum")
             hits = hits + (logits.argmax(dim=1) == labels).sum()
-        value, accuracy = (torch.stack([loss, hits]) / len(self.labels)).tolist()
+        sums = torch.stack([loss, hits])
+        if self.ranks is not None:
+            sums = self.ranks.sum([sums])[0]
+        value, accuracy = (sums / len(self.labels)).tolist()
         return value, accuracy
 
     def _keep(self) -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ibau_defense.parallel import Ranks, ranks_of, total
 from ibau_defense.twice import ease_double_backward
 
 Theta = tuple[Tensor, ...]
@@ -21,7 +22,8 @@ class Objective(Protocol):
     """G(δ, θ), maximised over δ: any differentiable scalar, of images or not.
 
     ``parts`` splits G into a sum of terms that are differentiated one after the other, so that memory is that of
-    the largest; ``(self,)`` where there is nothing to split.
+    the largest; ``(self,)`` where there is nothing to split. An objective with ``ranks`` (``ibau_defense.parallel``)
+    gives only this rank's parts, none perhaps, and its derivatives are summed over the ranks.
     """
 
     def __call__(self, delta: Tensor, theta: Theta) -> Tensor: ...
@@ -115,6 +117,8 @@ class UniversalLoss:
         weight: factor on the whole; a part's share of the images.
         assignment: (n,) int64, which of K perturbations each image carries; δ is then (K, C, H, W), and H the mean
             over the draw. None for one δ, as in equation (1).
+        ranks: processes that share the images: ``parts`` is then this rank's share, and ``value_and_gradients`` and
+            ``linearise`` sum over the ranks. A plain call evaluates all images in this process, whatever ``ranks``.
     """
 
     network: Network
@@ -126,6 +130,7 @@ class UniversalLoss:
     micro_batch: int | None = None
     weight: float = 1.0
     assignment: Tensor | None = None
+    ranks: Ranks | None = None
 
     def __post_init__(self) -> None:
         if self.images.shape[0] == 0:
@@ -158,10 +163,12 @@ class UniversalLoss:
 
     def parts(self) -> Sequence[UniversalLoss]:
         count = self.images.shape[0]
-        if self.micro_batch is None or count <= self.micro_batch:
-            return (self,)
-        slices = [slice(start, start + self.micro_batch) for start in range(0, count, self.micro_batch)]
-        return [self._part(piece, count) for piece in slices]
+        own = slice(0, count) if self.ranks is None else self.ranks.share(count)
+        most = self.micro_batch or count
+        if own == slice(0, count) and count <= most:
+            return (self if self.ranks is None else replace(self, ranks=None),)
+        starts = range(own.start, own.stop, most)
+        return [self._part(slice(start, min(start + most, own.stop)), count) for start in starts]
 
     def _part(self, piece: slice, count: int) -> UniversalLoss:
         images = self.images[piece]
@@ -171,6 +178,7 @@ class UniversalLoss:
             labels=self.labels[piece],
             carriers=None if self.carriers is None else self.carriers[piece],
             micro_batch=None,
+            ranks=None,
             weight=self.weight * images.shape[0] / count,
             assignment=None if self.assignment is None else self.assignment[piece],
         )
@@ -179,19 +187,29 @@ class UniversalLoss:
 def value_and_gradients(
     objective: Objective, delta: Tensor, theta: Theta, *, wrt_delta: bool = True, wrt_theta: bool = False
 ) -> tuple[Tensor, Tensor | None, Theta | None]:
-    """G, ∇₁G and ∇₂G at (δ, θ), part by part; detached. A gradient not asked for is None."""
+    """G, ∇₁G and ∇₂G at (δ, θ), part by part and summed over the ranks, if any; detached.
+
+    A gradient not asked for is None.
+    """
     delta = delta.detach().requires_grad_(wrt_delta)
     theta = tuple(parameter.detach().requires_grad_(wrt_theta) for parameter in theta)
     inputs = ((delta,) if wrt_delta else ()) + (theta if wrt_theta else ())
-    total: Tensor | None = None
     sums: list[Tensor] | None = None
     for part in objective.parts():
-        with torch.enable_grad():
-            value = part(delta, theta)
-        found = torch.autograd.grad(value, inputs, allow_unused=True) if inputs else ()
-        gradients = [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
-        total = value.detach() if total is None else total + value.detach()
-        sums = gradients if sums is None else [a + b for a, b in zip(sums, gradients, strict=True)]
-    if total is None or sums is None:
-        raise ValueError("objective: found no parts; expected at least one")
-    return total, (sums[0] if wrt_delta else None), (tuple(sums[int(wrt_delta) :]) if wrt_theta else None)
+        found = _pass(part, delta, theta, inputs)
+        sums = found if sums is None else [a + b for a, b in zip(sums, found, strict=True)]
+    if sums is None:
+        if ranks_of(objective) is None:
+            raise ValueError("objective: found no parts; expected at least one")
+        sums = [delta.detach().new_zeros(()), *(torch.zeros_like(x) for x in inputs)]
+    value, *gradients = total(objective, sums)
+    return value, (gradients[0] if wrt_delta else None), (tuple(gradients[int(wrt_delta) :]) if wrt_theta else None)
+
+
+def _pass(part: Objective, delta: Tensor, theta: Theta, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """The value of one part and its gradients in ``inputs``."""
+    with torch.enable_grad():
+        value = part(delta, theta)
+    found = torch.autograd.grad(value, inputs, allow_unused=True) if inputs else ()
+    gradients = [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
+    return [value.detach(), *gradients]

@@ -13,6 +13,7 @@ from torch import Tensor
 from ibau_defense.ascent import AscentResult, AscentStatus
 from ibau_defense.balls import Ball
 from ibau_defense.objective import Network, Theta
+from ibau_defense.parallel import Ranks
 
 Draw = Callable[[int], tuple[Tensor, Tensor]]
 
@@ -69,6 +70,7 @@ def ascend_from_many(
     *,
     clip: bool = True,
     micro_batch: int | None = None,
+    ranks: Ranks | None = None,
 ) -> AscentResult:
     """Raise the cross-entropy of true labels from K starts at once; every δ lies in the ball.
 
@@ -77,6 +79,8 @@ def ascend_from_many(
         shape: (C, H, W).
         generator: of the tilings; on the CPU, so that every device gets the same.
         micro_batch: most images in one pass.
+        ranks: processes that share the starts: each differentiates its own and has the others' from theirs. Starts do
+            not meet before the outer step, so sharing them, and not their images, leaves every δ what it is alone.
 
     Returns:
         A bank: ``delta`` (K, C, H, W) and the loss of each, ``harm`` (K,), as last seen by its ascent.
@@ -90,7 +94,7 @@ def ascend_from_many(
     losses, harm = [], torch.zeros(settings.count, device=device, dtype=theta[0].dtype)
     for step in range(settings.steps):
         images, labels = draw(settings.count * settings.images)
-        harm, gradient = _climb(network, images, labels, delta, theta, clip, micro_batch)
+        harm, gradient = _climb(network, images, labels, delta, theta, clip, micro_batch, ranks)
         losses.append(harm.mean())
         gradient = torch.einsum("kab,kcbd,ked->kcae", rows, gradient, columns) * regions
         share = 2.0**step / (2.0**settings.steps - 1)
@@ -117,21 +121,23 @@ def _climb(
     theta: Theta,
     clip: bool,
     micro_batch: int | None,
+    ranks: Ranks | None,
 ) -> tuple[Tensor, Tensor]:
     """(K,) mean loss and (K, C, H, W) gradient of each δ on its own images."""
     each = len(images) // len(delta)
     group = max(1, micro_batch // each) if micro_batch else len(delta)
-    harms, gradients = [], []
-    for start in range(0, len(delta), group):
-        point = delta[start : start + group].detach().requires_grad_(True)
+    own = slice(0, len(delta)) if ranks is None else ranks.share(len(delta))
+    harm, gradient = torch.zeros_like(delta[:, 0, 0, 0]), torch.zeros_like(delta)
+    for start in range(own.start, own.stop, group):
+        point = delta[start : min(start + group, own.stop)].detach().requires_grad_(True)
         part = slice(start * each, (start + len(point)) * each)
         with torch.enable_grad():
             added = images[part] + point.repeat_interleave(each, dim=0)
             logits = network(added.clamp(0.0, 1.0) if clip else added, theta)
             losses = F.cross_entropy(logits, labels[part], reduction="none")
-            gradients.append(torch.autograd.grad(losses.sum(), point)[0])
-        harms.append(losses.detach().view(-1, each).mean(dim=1))
-    return torch.cat(harms), torch.cat(gradients)
+            gradient[start : start + len(point)] = torch.autograd.grad(losses.sum(), point)[0]
+        harm[start : start + len(point)] = losses.detach().view(-1, each).mean(dim=1)
+    return (harm, gradient) if ranks is None else tuple(ranks.sum([harm, gradient]))  # type: ignore[return-value]
 
 
 def _regions(settings: MultiStart, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,12 @@ from ibau_defense.diagnostics import RoundReport, StepReport, summarise
 from ibau_defense.guard import Guard, hold_back
 from ibau_defense.implicit import Response, response_product
 from ibau_defense.objective import Network, Objective, Theta, UniversalLoss, value_and_gradients
+from ibau_defense.parallel import ranks_from
 from ibau_defense.recipes import RECIPES, Recipe
 from ibau_defense.starts import ascend_from_many
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,10 @@ class IBAU:
         rounds: passes over the clean set; None for the recipe's.
         micro_batch: most images in one pass; bounds memory.
         seed: of the images that carry δ and of shuffling.
+        group: processes that share the images of every mini-batch: a ``torch.distributed`` process group, or
+            ``"world"`` for the default one. All of them call ``unlearn`` with the same model, images and seed, each on
+            its own device, and all return the same model; ``on_round`` is called on every rank. None: this process
+            alone, whether or not ``torch.distributed`` is initialised.
 
     Example:
         >>> cleaned = IBAU(ball=L2Ball(10.0), rounds=1).unlearn(model, images, labels)  # doctest: +SKIP
@@ -66,6 +74,7 @@ class IBAU:
     rounds: int | None = None
     micro_batch: int | None = None
     seed: int = 0
+    group: ProcessGroup | Literal["world"] | None = None
 
     def settings(self) -> Recipe:
         """The recipe with this instance's ``rounds``."""
@@ -94,7 +103,8 @@ class IBAU:
 
         Raises:
             ValueError: no images, or a share of carriers that leaves some mini-batch without any image carrying δ:
-                such a step would train on clean images only and look like unlearning.
+                such a step would train on clean images only and look like unlearning. With ``group``, also where
+                the ranks' models or images differ.
         """
         run = _Run(self, self.settings(), model, images, labels)
         reports: list[RoundReport] = []
@@ -127,11 +137,15 @@ class _Run:
         self.optimizer = optimizer(self.parameters, lr=recipe.outer_lr)
         self.status, self.reason = "ok", cast("str | None", None)
         self.images, self.labels, self.guard = images.detach(), labels, cast("Guard | None", None)
+        self.ranks = ranks_from(ibau.group)
+        if self.ranks:
+            self.ranks.check_same("model", self.network.theta)
+            self.ranks.check_same("images, labels", [self.images, labels])
         if recipe.guard and len(images):
             kept, held = (
                 index.to(images.device) for index in hold_back(recipe.guard.held_back, labels, self.generator)
             )
-            self.guard = Guard(recipe.guard, self.network, self.optimizer, self.images[held], labels[held])
+            self.guard = Guard(recipe.guard, self.network, self.optimizer, self.images[held], labels[held], self.ranks)
             self.images, self.labels = self.images[kept], labels[kept]
         _check_carriers(recipe, len(self.images))
 
@@ -153,7 +167,7 @@ class _Run:
         planned = self.recipe.outer_steps or len(batches)
         steps: list[StepReport] = []
         for number in range(planned):
-            if out_of_time():
+            if self._agreed(out_of_time()):
                 self._stop("timeout", "the time limit was reached before all rounds were done")
                 if self.guard and steps:
                     self.guard.check()  # the steps since its last look
@@ -166,6 +180,9 @@ class _Run:
             if self.stopped:
                 break
         return steps
+
+    def _agreed(self, flag: bool) -> bool:
+        return self.ranks.any(flag, self.images.device) if self.ranks else flag
 
     def _stop(self, status: str, reason: str) -> None:
         self.status, self.reason = status, reason
@@ -248,13 +265,16 @@ class _Run:
         if recipe.starts:
             return ascend_from_many(
                 self.network, self._draw, self.images.shape[1:], theta, self.ibau.ball, recipe.starts, self.generator,
-                clip=recipe.clip, micro_batch=self.ibau.micro_batch,
+                clip=recipe.clip, micro_batch=self.ibau.micro_batch, ranks=self.ranks,
             )  # fmt: skip
         objectives: list[Objective] = []
         for images, labels in batches:
             if recipe.ascent_labels == "predicted":
                 with torch.no_grad():
-                    labels = self.network(images, theta).argmax(dim=1)
+                    own = self.ranks.share(len(labels)) if self.ranks else slice(0, len(labels))
+                    labels = labels.clone()  # those of other ranks' images go unread here
+                    if own.start < own.stop:
+                        labels[own] = self.network(images[own], theta).argmax(dim=1)
             objectives.append(self._loss(images, labels, penalty=recipe.penalty))
         settings = recipe.ascent if recipe.ascent.steps else replace(recipe.ascent, steps=len(batches))
         start = torch.zeros_like(self.images[0])
@@ -262,8 +282,9 @@ class _Run:
 
     def _loss(self, images: Tensor, labels: Tensor, **changes: Any) -> UniversalLoss:
         return UniversalLoss(
-            self.network, images, labels, clip=self.recipe.clip, micro_batch=self.ibau.micro_batch, **changes
-        )
+            self.network, images, labels, clip=self.recipe.clip, micro_batch=self.ibau.micro_batch,
+            ranks=self.ranks, **changes,
+        )  # fmt: skip
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         count = len(self.images)
