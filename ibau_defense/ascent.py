@@ -97,8 +97,8 @@ def _direction(
 
 
 def _status(trace: Tensor, sound: Tensor) -> AscentStatus:
-    if not bool(sound):
+    stuck = trace[-1] <= trace[0] if trace.numel() > 1 else ~sound
+    finite, still = torch.stack([sound, stuck]).tolist()  # the one read of an ascent
+    if not finite:
         return "not_finite"
-    if trace.numel() > 1 and bool(trace[-1] <= trace[0]):
-        return "no_gain"
-    return "ascended"
+    return "no_gain" if still else "ascended"

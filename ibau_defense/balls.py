@@ -128,7 +128,8 @@ class L1Ball(Ball):
         ranks = torch.arange(1, flat.numel() + 1, device=flat.device, dtype=flat.dtype)
         thresholds = (ordered.cumsum(0) - self.radius) / ranks
         last = (ordered > thresholds).to(flat.dtype).cumsum(0).argmax()
-        threshold = torch.where(flat.sum() > self.radius, thresholds[last], torch.zeros_like(thresholds[last]))
+        found = thresholds.index_select(0, last.view(1)).squeeze(0)  # thresholds[last] would make the host wait
+        threshold = torch.where(flat.sum() > self.radius, found, torch.zeros_like(found))
         return delta.sign() * (delta.abs() - threshold.clamp(min=0)).clamp(min=0)
 
     def tangent(self, delta: Tensor, gradient: Tensor) -> Tangent:

@@ -108,8 +108,9 @@ def ascend_from_many(
         )
         delta = torch.where(sound, moved, delta)
     trace = torch.stack(losses)
-    climbed = bool((trace[-1] > trace[0]) | (trace[-1] >= settings.enough))
-    status: AscentStatus = "not_finite" if not bool(sound) else "ascended" if climbed else "no_gain"
+    climbed = (trace[-1] > trace[0]) | (trace[-1] >= settings.enough)
+    finite, higher = torch.stack([sound, climbed]).tolist()  # the one read of an ascent
+    status: AscentStatus = "not_finite" if not finite else "ascended" if higher else "no_gain"
     return AscentResult(delta, trace, status, harm)
 
 

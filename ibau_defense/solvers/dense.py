@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,7 +17,8 @@ class Dense(Solver):
     """x = A⁻¹ b by the eigendecomposition of the symmetrised A; d products and d² memory.
 
     A singular A (an eigenvalue under d · eps · the largest) gives the minimum-norm least-squares solution, with
-    status ``breakdown`` where b has a part outside the range. ``curvature`` is the smallest eigenvalue.
+    status ``breakdown`` where b has a part outside the range. ``curvature`` is the smallest eigenvalue. On a device
+    the eigendecomposition itself may make the host wait.
     """
 
     name: ClassVar[str] = "dense"
@@ -25,17 +27,20 @@ class Dense(Solver):
     def solve(self, matvec: Matvec, b: Tensor, x0: Tensor | None = None) -> Solution:
         identity = torch.eye(b.numel(), dtype=b.dtype, device=b.device)
         matrix = torch.stack([matvec(column) for column in identity], dim=1) + self.damping * identity
-        if not bool(matrix.isfinite().all() & b.isfinite().all()):
-            return Solution(torch.zeros_like(b), "diverged", b.numel(), float("nan"), float("nan"))
+        sound = matrix.isfinite().all() & b.isfinite().all()
+        matrix, b = torch.where(sound, matrix, identity), torch.where(sound, b, torch.zeros_like(b))
         values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
         floor = b.numel() * torch.finfo(b.dtype).eps * values.abs().max()
         inverse = torch.where(values.abs() > floor, 1 / values, torch.zeros_like(values))
         x = vectors @ (inverse * (vectors.T @ b))
-        size = float(b.norm()) or 1.0
-        residual = float((b - matrix @ x).norm()) / size
+        row = [sound, b.norm(), (b - matrix @ x).norm(), values.min()]
+        finite, size, rest, smallest = torch.stack([one.double() for one in row]).tolist()  # the one read
+        if not finite:
+            return Solution(x, "diverged", b.numel(), math.nan, math.nan)
+        residual = rest / (size or 1.0)
         tight = max(self.rtol, 100 * float(torch.finfo(b.dtype).eps) * b.numel())
         status: Status = "converged" if residual <= tight else "breakdown"
-        return Solution(x, status, b.numel(), residual, float(values.min()))
+        return Solution(x, status, b.numel(), residual, smallest)
 
     def _start(self, operator: Matvec, b: Tensor, x0: Tensor | None) -> State:
         raise NotImplementedError("dense does not iterate")

@@ -27,10 +27,11 @@ class FirstTerm(Solver):
     @torch.no_grad()
     def solve(self, matvec: Matvec, b: Tensor, x0: Tensor | None = None) -> Solution:
         x = self.step * self._precondition(b)
-        sound = bool(x.isfinite().all())
-        status: Status = "diverged" if not sound else "max_steps" if bool(b.any()) else "converged"
+        finite = x.isfinite().all()
+        sound, some = torch.stack([finite, (b != 0).any()]).tolist()  # the one read
+        status: Status = "diverged" if not sound else "max_steps" if some else "converged"
         residual = 0.0 if status == "converged" else math.nan
-        return Solution(x if sound else torch.zeros_like(b), status, 0, residual, math.nan)
+        return Solution(torch.where(finite, x, torch.zeros_like(x)), status, 0, residual, math.nan)
 
     def _start(self, operator: Matvec, b: Tensor, x0: Tensor | None) -> State:
         raise NotImplementedError("first_term does not iterate")
