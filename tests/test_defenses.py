@@ -20,7 +20,8 @@ CLASSES = 4
 VARIANTS: list[dict[str, Any]] = [
     *({"name": name} for name in sorted(DEFENSES)),
     *({"name": "ibau", "recipe": recipe} for recipe in sorted(RECIPES)),
-    {"name": "ibau", "solver": "conjugate_gradient", "solver_steps": 3, "curvature": "exact", "mixed": "exact"},
+    {"name": "ibau", "implicit": True, "solver": "minres", "solver_steps": 3, "curvature": "exact", "mixed": "exact"},
+    {"name": "ibau", "recipe": "reference", "curvature": "gauss_newton", "positive": True},
     {"name": "ibau", "ball": "linf", "implicit": False},
 ]
 
@@ -142,6 +143,9 @@ def test_the_context_holds_nothing_of_the_attack() -> None:
         ({"name": "ibau", "recipe": "magic"}, r"recipe: found 'magic'; input should be 'paper'"),
         ({"rounds": 2}, r"cell\.defense\.name: found None"),
         ({"name": "ibau", "solver": "minres", "solver_step": 0.1}, r"minres has no step"),
+        ({"name": "ibau", "recipe": "reference", "positive": True}, r"positive: found true with curvature exact"),
+        ({"name": "ibau", "recipe": "danskin", "solver": "minres"}, r"solver: found minres.*danskin has no implicit"),
+        ({"name": "ibau", "implicit": False, "damping": 0.1}, r"damping: found 0.1; expected none"),
     ],
 )
 def test_wrong_settings_are_one_line(spec: Any, message: str) -> None:

@@ -5,63 +5,23 @@ Counted by saved-tensor hooks, so on any device: bytes alive at once, a storage 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from adapters import models
-from ibau_defense import L2Ball, MultiStart, Network, UniversalLoss, ascend, ascend_from_many, value_and_gradients
+from bench.theory.measure import outer_step, unroll, vgg_loss
+from ibau_defense import L2Ball, MultiStart, UniversalLoss, ascend, ascend_from_many, value_and_gradients
 from ibau_defense.ascent import Ascent
 from ibau_defense.implicit import Response, response_product
+from ibau_defense.saved import most_saved
 from ibau_defense.solvers import FixedPoint
-
-
-class _Ledger:
-    """Bytes of the storages that graphs hold now, and the most they held."""
-
-    def __init__(self) -> None:
-        self.users: Counter[int] = Counter()
-        self.sizes: dict[int, int] = {}
-        self.peak = 0
-
-    def take(self, tensor: Tensor) -> int:
-        storage = tensor.untyped_storage()
-        key = storage.data_ptr()
-        self.users[key] += 1
-        self.sizes[key] = storage.nbytes()
-        self.peak = max(self.peak, sum(self.sizes[one] for one, users in self.users.items() if users > 0))
-        return key
-
-    def drop(self, key: int) -> None:
-        self.users[key] -= 1
-
-
-class _Held:
-    def __init__(self, tensor: Tensor, ledger: _Ledger) -> None:
-        self.tensor, self.ledger, self.key = tensor, ledger, ledger.take(tensor)
-
-    def __del__(self) -> None:
-        self.ledger.drop(self.key)
-
-
-def most_saved(work: Callable[[], Any]) -> int:
-    """The most bytes alive at once in saved tensors while ``work`` runs."""
-    ledger = _Ledger()
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: _Held(t, ledger), lambda held: held.tensor):
-        work()
-    return ledger.peak
 
 
 @pytest.fixture(scope="module")
 def loss() -> UniversalLoss:
-    torch.manual_seed(0)
-    model: nn.Module = models.build("simplified_vgg", 10, (3, 16, 16))
-    images, labels = torch.rand(16, 3, 16, 16), torch.arange(16) % 10
-    return UniversalLoss(Network(model), images, labels)
+    return vgg_loss()
 
 
 @pytest.fixture(scope="module")
@@ -112,18 +72,20 @@ def test_the_solve_keeps_the_same_however_many_steps(loss: UniversalLoss, one_gr
 def test_unrolling_grows_linearly(loss: UniversalLoss, one_gradient: int) -> None:
     """The alternative: differentiate through T recorded ascent steps."""
 
-    def unroll(steps: int) -> int:
-        def work() -> None:
-            theta = tuple(x.clone().requires_grad_(True) for x in loss.network.theta)
-            delta = torch.zeros(3, 16, 16, requires_grad=True)
-            point: Tensor = delta
-            for _ in range(steps):
-                (gradient,) = torch.autograd.grad(loss(point, theta), point, create_graph=True)
-                point = point + 0.1 * gradient
-            torch.autograd.grad(loss(point, theta), theta)
-
-        return most_saved(work)
-
-    two, four, eight = unroll(2), unroll(4), unroll(8)
+    two, four, eight = (most_saved(lambda t=steps: unroll(loss, t)) for steps in (2, 4, 8))
     assert (eight - four) == pytest.approx(2 * (four - two), rel=0.1)
     assert eight > 8 * one_gradient
+
+
+def test_a_whole_outer_step_stays_within_twice_one_gradient(loss: UniversalLoss, one_gradient: int) -> None:
+    short, long, many = (most_saved(lambda t=t, k=k: outer_step(loss, t, k)) for t, k in ((1, 1), (9, 1), (1, 9)))
+    assert short == long == many <= 2 * one_gradient
+
+
+def test_the_ledger_counts_a_storage_once_and_lets_go() -> None:
+    x = torch.ones(100, requires_grad=True)
+    assert most_saved(lambda: (x * x).sum()) == 400  # both factors are one storage
+    assert most_saved(lambda: [None for _ in range(5) if (x * x).sum() is None]) == 400  # one graph after the other
+    chain = most_saved(lambda: x.sin().sin().sin())
+    assert chain == 3 * 400  # each keeps its own argument
+    assert most_saved(lambda: None) == 0

@@ -15,13 +15,17 @@ from ibau_defense import BALLS, IBAU, RECIPES, SOLVERS, Recipe, RoundReport
 RecipeName = Literal["paper", "reference", "reference_gtsrb", "danskin", "danskin_gtsrb", "fast"]
 
 
+_IMPLICIT = ("solver", "solver_steps", "solver_step", "damping", "curvature", "mixed", "positive", "boundary")
+
+
 class Ibau(Defense):
     """Implicit Backdoor Adversarial Unlearning (Zeng et al., ICLR 2022).
 
     A setting left at None is the recipe's own (``ibau_defense.recipes``). ``ball`` is the norm of the cell's
     ``radius``. ``ascent_steps`` is T, ``ascent_lr`` α, ``outer_lr`` β, ``carriers`` the share of a mini-batch's
     images that carry δ in the outer loss; ``solver_steps`` is the paper's ϑ and ``solver_step`` the step of the
-    fixed-point and Neumann solvers.
+    fixed-point, Neumann and first-term solvers. ``positive`` goes with Gauss–Newton products, positive semi-definite
+    as they are: it solves with their sum instead of their difference (``ibau_defense.Response``).
     """
 
     name: ClassVar[str] = "ibau"
@@ -44,6 +48,7 @@ class Ibau(Defense):
     damping: Annotated[float, Field(ge=0)] | None = None
     curvature: Literal["exact", "forward_over_reverse", "directional", "gauss_newton"] | None = None
     mixed: Literal["exact", "directional"] | None = None
+    positive: bool | None = None
     carriers: Annotated[float, Field(gt=0, le=1)] | None = None
     outer_optimizer: Literal["sgd", "adam"] | None = None
     outer_lr: Annotated[float, Field(gt=0)] | None = None
@@ -58,8 +63,8 @@ class Ibau(Defense):
             "optimizer": self.ascent_optimizer,
         }
         direct = (
-            "rounds", "batch_size", "clip", "penalty", "implicit", "boundary", "curvature", "mixed", "carriers",
-            "outer_optimizer", "outer_lr",
+            "rounds", "batch_size", "clip", "penalty", "implicit", "boundary", "curvature", "mixed", "positive",
+            "carriers", "outer_optimizer", "outer_lr",
         )  # fmt: skip
         given = {name: getattr(self, name) for name in direct if getattr(self, name) is not None}
         ascent = {name: value for name, value in ascent.items() if value is not None}
@@ -69,6 +74,18 @@ class Ibau(Defense):
         kind = SOLVERS[self.solver] if self.solver else type(RECIPES[self.recipe].solver)
         if self.solver_step is not None and "step" not in kind.__dataclass_fields__:
             raise UserError(f"{key}.solver_step: found {self.solver_step}; expected none, {kind.name} has no step")
+        settings = self.settings()
+        if settings.positive and settings.curvature != "gauss_newton":
+            raise UserError(
+                f"{key}.positive: found true with curvature {settings.curvature}; expected gauss_newton, whose "
+                "products alone are positive semi-definite"
+            )
+        unused = [name for name in _IMPLICIT if getattr(self, name) is not None] if not settings.implicit else []
+        if unused:
+            raise UserError(
+                f"{key}.{unused[0]}: found {getattr(self, unused[0])}; expected none: the recipe {self.recipe} has no "
+                "implicit term to solve for (implicit: true gives it one)"
+            )
 
     def _solver(self, recipe: Recipe) -> Any:
         given = {"max_steps": self.solver_steps, "step": self.solver_step, "damping": self.damping}

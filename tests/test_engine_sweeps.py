@@ -1,0 +1,44 @@
+"""The engine's sweep files: what they cover, and that every variant they name runs, on a tiny model."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from test_defenses import clean, context, tiny
+
+from adapters import defenses
+from ibau_defense import RECIPES
+
+SWEEPS = Path(__file__).resolve().parents[1] / "sweeps"
+VARIANTS: list[dict[str, Any]] = yaml.safe_load((SWEEPS / "engine_solvers.yaml").read_text())["grid"]["defense"]
+SOLVERS = ("fixed_point", "neumann", "conjugate_gradient", "minres", "normal_cg")
+CURVATURES = ("exact", "forward_over_reverse", "directional", "gauss_newton")
+
+
+def test_every_solver_meets_every_curvature_once() -> None:
+    assert sorted((one["solver"], one["curvature"]) for one in VARIANTS) == sorted(product(SOLVERS, CURVATURES))
+
+
+def test_the_variants_differ_in_nothing_else() -> None:
+    rest = {"solver", "curvature", "mixed", "positive", "damping"}
+    assert len({str(sorted((key, one[key]) for key in one if key not in rest)) for one in VARIANTS}) == 1
+    assert all(one.get("positive", False) == (one["curvature"] == "gauss_newton") for one in VARIANTS)
+    assert all(one.get("damping", 0) == 2 * RECIPES[one["recipe"]].penalty for one in VARIANTS if one.get("positive"))
+    assert all((one.get("mixed") == "directional") == (one["curvature"] == "directional") for one in VARIANTS)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda one: f"{one['solver']}-{one['curvature']}")
+def test_every_variant_runs_and_solves_what_it_says(variant: dict[str, Any]) -> None:
+    rounds: list[dict[str, Any]] = []
+    defense = defenses.build(variant)
+    defense.check("defense")
+    result = defense.run(tiny(), clean(), context(on_round=lambda _, info: rounds.append(dict(info))))
+    assert result.status == "ok", result.reason
+    assert 1 <= rounds[0]["solver_steps"] <= 5
+    assert rounds[0]["implicit_norm"] > 0
+    if variant["curvature"] == "gauss_newton":  # positive definite by the damping, up to rounding
+        assert rounds[0]["curvature"] > 0.002 - 1e-5

@@ -1,0 +1,74 @@
+"""The plots of the theory: their records hold what the documents say, are current, and can be drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.theory import FIGURES, STUDIES, draw
+from bench.theory.__main__ import main
+from bench.theory.concave import exact_hypergradient, implicit_error, quadratic, unrolled_error
+from bench.theory.measure import SEEDS, STEPS, saved_bytes
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def recorded(study: str) -> dict[str, Any]:
+    return json.loads((ROOT / "results" / "theory" / f"{study}.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def test_the_recorded_errors_are_under_the_bound_and_vanish() -> None:
+    rows = recorded("hypergradient_error")["rows"]
+    assert {(row["seed"], row["steps"]) for row in rows} == {(seed, step) for seed in SEEDS for step in STEPS}
+    for row in rows:
+        assert max(row["implicit"], row["unrolled"]) <= row["bound"]
+    assert max(row["implicit"] for row in rows if row["steps"] == STEPS[-1]) < 1e-5
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_recorded_errors_are_what_is_measured_today(seed: int) -> None:
+    problem, steps = quadratic(seed), STEPS[6]
+    size = float(exact_hypergradient(problem).norm())
+    rows = recorded("hypergradient_error")["rows"]
+    row = next(one for one in rows if (one["seed"], one["steps"]) == (seed, steps))
+    found = [
+        implicit_error(problem, steps, steps),
+        implicit_error(problem, steps, None),
+        unrolled_error(problem, steps),
+    ]
+    assert [error / size for error in found] == pytest.approx(
+        [row["implicit"], row["solved"], row["unrolled"]], rel=1e-6
+    )
+
+
+def test_the_recorded_bytes_are_what_is_counted_today() -> None:
+    rows = recorded("saved_bytes")["rows"]
+    assert [row["bytes"] for row in rows] == pytest.approx([row["bytes"] for row in saved_bytes()], rel=0.05)
+    one = next(row["bytes"] for row in rows if row["what"] == "one_gradient")
+    implicit = {row["bytes"] for row in rows if row["what"] == "implicit"}
+    assert len(implicit) == 1
+    assert implicit.pop() <= 2 * one
+
+
+@pytest.mark.parametrize("study", list(STUDIES))
+def test_every_study_is_drawn_with_provenance_and_stands_in_the_documents(study: str) -> None:
+    record = recorded(study)
+    assert record["provenance"]["commit"]
+    assert record["provenance"]["dirty"] is False
+    vector, raster = draw(study, record["rows"])
+    assert vector.startswith(b"<?xml")
+    assert raster.startswith(b"\x89PNG")
+    assert draw(study, record["rows"]) == (vector, raster)
+    assert f"figures/{study}.svg" in (ROOT / "docs" / "engine.md").read_text(encoding="utf-8")
+    assert (ROOT / "docs" / "figures" / f"{study}.svg").is_file()
+    assert list(FIGURES) == list(STUDIES)
+
+
+def test_without_a_record_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--results", str(tmp_path), "--figures", str(tmp_path / "figures")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "found no record" in error
