@@ -34,14 +34,9 @@ def test_the_recorded_errors_are_what_is_measured_today(seed: int) -> None:
     size = float(exact_hypergradient(problem).norm())
     rows = recorded("hypergradient_error")["rows"]
     row = next(one for one in rows if (one["seed"], one["steps"]) == (seed, steps))
-    found = [
-        implicit_error(problem, steps, steps),
-        implicit_error(problem, steps, None),
-        unrolled_error(problem, steps),
-    ]
-    assert [error / size for error in found] == pytest.approx(
-        [row["implicit"], row["solved"], row["unrolled"]], rel=1e-6
-    )
+    implicit, solved = (implicit_error(problem, steps, k) / size for k in (steps, None))
+    found = {"implicit": implicit, "solved": solved, "unrolled": unrolled_error(problem, steps) / size}
+    assert found == pytest.approx({key: row[key] for key in found}, rel=1e-6)
 
 
 def test_the_recorded_bytes_are_what_is_counted_today() -> None:

@@ -48,7 +48,8 @@ def quadratic(seed: int, size: int = 5, parameters: int = 3, condition: float = 
 
     def outer(delta: Tensor, theta: Theta) -> Tensor:
         away = delta - target
-        return 0.5 * away @ bend @ away + delta @ cross @ theta[0] + theta[0].square().sum()
+        found: Tensor = 0.5 * away @ bend @ away + delta @ cross @ theta[0] + theta[0].square().sum()
+        return found
 
     hessian = base + theta[0][0] * tilt
     maximiser = torch.linalg.solve(hessian, lever @ theta[0])

@@ -69,7 +69,7 @@ def saved_bytes() -> list[Row]:
 def vgg_loss() -> UniversalLoss:
     """H on 16 random images, by the simplified VGG of 10 classes; float32."""
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         model = models.build("simplified_vgg", 10, (3, 16, 16))
         images = torch.rand(16, 3, 16, 16)
     return UniversalLoss(Network(model), images, torch.arange(16) % 10)
