@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ibau_defense.balls import Ball
-from ibau_defense.objective import Objective, Theta, value_and_gradients
+from ibau_defense.objective import Objective, Theta, UniversalLoss, graphs_of, value_and_gradients
+from ibau_defense.parallel import ranks_of
 
 AscentStatus = Literal["ascended", "no_gain", "not_finite"]
 
@@ -64,27 +65,46 @@ def ascend(objectives: Sequence[Objective], theta: Theta, start: Tensor, ball: B
         start: (C, H, W) δ before the first step; line 2 sets it to zero.
     """
     delta, losses = start.detach().clone(), []
-    moments = (torch.zeros_like(delta), torch.zeros_like(delta))
     sound = torch.ones((), dtype=torch.bool, device=delta.device)
-    rate = settings.step_size * ball.radius if settings.relative else settings.step_size
+    steps = torch.zeros((), dtype=torch.float64, device=delta.device)
+    state = [delta, torch.zeros_like(delta), torch.zeros_like(delta), sound, steps]
     for step in range(settings.steps):
-        objective = objectives[step % len(objectives)]
-        value, found, _ = value_and_gradients(objective, delta, theta)
-        gradient = cast(Tensor, found)
-        direction, moments = _direction(gradient, moments, step, settings.optimizer)
-        sound = sound & gradient.isfinite().all()
-        moved = delta + rate * direction
-        if settings.project == "each":
-            moved = ball.project(moved)
-        delta = torch.where(sound, moved, delta)
+        value, *state = _climb(objectives[step % len(objectives)], theta, state, ball, settings)
         losses.append(value)
+    delta, sound = state[0], state[3]
     delta = ball.project(delta)
     trace = torch.stack(losses) if losses else torch.zeros(0, device=delta.device)
     return AscentResult(delta, trace, _status(trace, sound))
 
 
+def _climb(objective: Objective, theta: Theta, state: list[Tensor], ball: Ball, settings: Ascent) -> list[Tensor]:
+    """One step, replayed as a whole where the network's passes are recorded and no other process has a part in it."""
+    graphs = graphs_of(objective)
+    if graphs is None or ranks_of(objective) is not None:
+        return _step(objective, theta, state, ball, settings)
+    loss = cast(UniversalLoss, objective)
+
+    def work(*tensors: Tensor) -> list[Tensor]:
+        return _step(loss.with_tensors(tensors[len(state) :]), theta, list(tensors[: len(state)]), ball, settings)
+
+    return graphs.run(("ascent", settings, ball, loss.settings), work, (*state, *loss.tensors()), theta)
+
+
+def _step(objective: Objective, theta: Theta, state: list[Tensor], ball: Ball, settings: Ascent) -> list[Tensor]:
+    """(value before, then ``state`` after): δ, Adam's two moments, whether all gradients were finite, steps done."""
+    delta, first, second, sound, steps = state
+    value, found, _ = value_and_gradients(objective, delta, theta)
+    gradient = cast(Tensor, found)
+    direction, moments = _direction(gradient, (first, second), steps, settings.optimizer)
+    sound = sound & gradient.isfinite().all()
+    moved = delta + (settings.step_size * ball.radius if settings.relative else settings.step_size) * direction
+    if settings.project == "each":
+        moved = ball.project(moved)
+    return [value, torch.where(sound, moved, delta), *moments, sound, steps + 1]
+
+
 def _direction(
-    gradient: Tensor, moments: tuple[Tensor, Tensor], step: int, optimizer: str
+    gradient: Tensor, moments: tuple[Tensor, Tensor], steps: Tensor, optimizer: str
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     if optimizer == "sgd":
         return gradient, moments
@@ -92,8 +112,8 @@ def _direction(
         return gradient / gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny), moments
     first = moments[0].lerp(gradient, 0.1)
     second = moments[1].lerp(gradient.square(), 0.001)
-    scaled = first / (1 - 0.9 ** (step + 1))
-    return scaled / ((second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8), (first, second)
+    corrections = [(1 - decay ** (steps + 1)).to(gradient.dtype) for decay in (0.9, 0.999)]
+    return first / corrections[0] / ((second / corrections[1]).sqrt() + 1e-8), (first, second)
 
 
 def _status(trace: Tensor, sound: Tensor) -> AscentStatus:

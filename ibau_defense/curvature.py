@@ -11,7 +11,8 @@ from typing import Literal, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from ibau_defense.objective import Objective, Theta, value_and_gradients
+from ibau_defense.graphs import Product
+from ibau_defense.objective import Objective, Theta, UniversalLoss, graphs_of, value_and_gradients
 from ibau_defense.parallel import ranks_of, total
 
 CurvatureKind = Literal["exact", "forward_over_reverse", "directional", "gauss_newton"]
@@ -100,35 +101,71 @@ class _Graph:
         self._parts = list(objective.parts())
         self._delta = delta.detach().requires_grad_(True)
         self._theta = tuple(parameter.detach().requires_grad_(True) for parameter in theta)
-        self._kept = self._build(self._parts[0]) if len(self._parts) == 1 else None
         self._objective = objective
+        self._replayed = self._stages() if len(self._parts) == 1 else None
+        alone = len(self._parts) == 1 and self._replayed is None
+        self._kept = self._build(self._parts[0]) if alone else None
 
     def _build(self, part: Objective) -> Tensor:
-        with torch.enable_grad():
-            value = part(self._delta, self._theta)
-            (gradient,) = torch.autograd.grad(value, self._delta, create_graph=True)
-        return gradient
+        return _with_graph(part, self._delta, self._theta)
+
+    def _stages(self) -> Product | None:
+        """The products of one part, replayed from recordings; None where they are formed plainly."""
+        part, graphs = self._parts[0], graphs_of(self._parts[0])
+        if graphs is None:
+            return None
+        loss = cast(UniversalLoss, part)
+
+        def build(delta: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+            point = delta.detach().requires_grad_(True)
+            return point, _with_graph(loss.with_tensors(tensors), point, self._theta)
+
+        def curvature(built: tuple[Tensor, Tensor], v: Tensor) -> list[Tensor]:
+            return _again(built[1], (built[0],), v, keep=True)
+
+        def mixed(built: tuple[Tensor, Tensor], v: Tensor) -> list[Tensor]:
+            return _again(built[1], self._theta, v, keep=True)
+
+        return graphs.stages(
+            ("exact", loss.settings), build, {"curvature": curvature, "mixed": mixed},
+            (self._delta.detach(), *loss.tensors()), self._delta, self._theta,
+        )  # fmt: skip
 
     def gradient(self) -> Tensor:
         if self._kept is not None and ranks_of(self._objective) is None:
             return self._kept.detach()
         return _gradient(self._objective, self._delta, self._theta)
 
-    def _product(self, v: Tensor, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    def _product(self, which: str, v: Tensor, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        if self._replayed is not None:
+            return total(self._objective, self._replayed(which, v))
         sums = [torch.zeros_like(x) for x in inputs]
         for part in self._parts:
             gradient = self._kept if self._kept is not None else self._build(part)
-            if not gradient.requires_grad:  # G is linear in δ and free of θ
-                continue
-            found = torch.autograd.grad(gradient, inputs, v, retain_graph=self._kept is not None, allow_unused=True)
-            sums = [a if g is None else a + g for a, g in zip(sums, found, strict=True)]
-        return total(self._objective, [x.detach() for x in sums])
+            found = _again(gradient, inputs, v, keep=self._kept is not None)
+            sums = [a + b for a, b in zip(sums, found, strict=True)]
+        return total(self._objective, sums)
 
     def curvature(self, v: Tensor) -> Tensor:
-        return self._product(v, (self._delta,))[0]
+        return self._product("curvature", v, (self._delta,))[0]
 
     def mixed(self, w: Tensor) -> Theta:
-        return tuple(self._product(w, self._theta))
+        return tuple(self._product("mixed", w, self._theta))
+
+
+def _with_graph(part: Objective, delta: Tensor, theta: Theta) -> Tensor:
+    """∇₁G of one part with the graph to differentiate it again."""
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(part(delta, theta), delta, create_graph=True)
+    return gradient
+
+
+def _again(gradient: Tensor, inputs: tuple[Tensor, ...], v: Tensor, *, keep: bool) -> list[Tensor]:
+    """∇⟨gradient, v⟩ in ``inputs``, detached; zero where it does not depend on them."""
+    if not gradient.requires_grad:  # G is linear in δ and free of θ
+        return [torch.zeros_like(x) for x in inputs]
+    found = torch.autograd.grad(gradient, inputs, v, retain_graph=keep, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g.detach() for g, x in zip(found, inputs, strict=True)]
 
 
 def _gradient(objective: Objective, delta: Tensor, theta: Theta) -> Tensor:

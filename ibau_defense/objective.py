@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ibau_defense.graphs import Graphs
 from ibau_defense.parallel import Ranks, ranks_of, total
 from ibau_defense.twice import ease_double_backward
 
@@ -61,6 +62,9 @@ class Network:
         channels_last: lay images and convolution weights out channels-last.
         twice: swap convolutions and BatchNorm for twins that are cheaper under double backward
             (``ibau_defense.twice``); not for ``torch.func`` nor under ``autocast``.
+
+    Attributes:
+        graphs: where passes through this network are recorded and replayed; None for plain passes.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Network:
             self.module = self.module.to(memory_format=torch.channels_last)
         self.names = [name for name, _ in self.module.named_parameters()]
         self._buffers = dict(self.module.named_buffers())
+        self.graphs: Graphs | None = None
 
     @property
     def theta(self) -> Theta:
@@ -170,6 +175,23 @@ class UniversalLoss:
         starts = range(own.start, own.stop, most)
         return [self._part(slice(start, min(start + most, own.stop)), count) for start in starts]
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What a pass reads besides δ and θ."""
+        return tuple(x for x in (self.images, self.labels, self.carriers, self.assignment) if x is not None)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> UniversalLoss:
+        """The same loss of other ``tensors()``."""
+        images, labels, *masks = tensors
+        carriers = None if self.carriers is None else masks.pop(0)
+        assignment = None if self.assignment is None else masks.pop(0)
+        return replace(self, images=images, labels=labels, carriers=carriers, assignment=assignment)
+
+    @property
+    def settings(self) -> Hashable:
+        """What decides a pass besides ``tensors()``, δ and θ."""
+        masks = self.carriers is None, self.assignment is None
+        return self.clip, self.penalty, self.micro_batch, self.weight, masks
+
     def _part(self, piece: slice, count: int) -> UniversalLoss:
         images = self.images[piece]
         return replace(
@@ -191,23 +213,42 @@ def value_and_gradients(
 
     A gradient not asked for is None.
     """
-    delta = delta.detach().requires_grad_(wrt_delta)
-    theta = tuple(parameter.detach().requires_grad_(wrt_theta) for parameter in theta)
-    inputs = ((delta,) if wrt_delta else ()) + (theta if wrt_theta else ())
     sums: list[Tensor] | None = None
     for part in objective.parts():
-        found = _pass(part, delta, theta, inputs)
+        found = _pass(part, delta, theta, wrt_delta, wrt_theta)
         sums = found if sums is None else [a + b for a, b in zip(sums, found, strict=True)]
     if sums is None:
         if ranks_of(objective) is None:
             raise ValueError("objective: found no parts; expected at least one")
-        sums = [delta.detach().new_zeros(()), *(torch.zeros_like(x) for x in inputs)]
+        wanted = ((delta,) if wrt_delta else ()) + (theta if wrt_theta else ())
+        sums = [delta.new_zeros(()), *(torch.zeros_like(x) for x in wanted)]
     value, *gradients = total(objective, sums)
     return value, (gradients[0] if wrt_delta else None), (tuple(gradients[int(wrt_delta) :]) if wrt_theta else None)
 
 
-def _pass(part: Objective, delta: Tensor, theta: Theta, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """The value of one part and its gradients in ``inputs``."""
+def _pass(part: Objective, delta: Tensor, theta: Theta, wrt_delta: bool, wrt_theta: bool) -> list[Tensor]:
+    """The value of one part and the gradients asked for, replayed where the network's passes are recorded."""
+    graphs = graphs_of(part)
+    if graphs is None:
+        return _differentiate(part, delta, theta, wrt_delta, wrt_theta)
+    loss = cast(UniversalLoss, part)
+
+    def work(delta: Tensor, *tensors: Tensor) -> list[Tensor]:
+        return _differentiate(loss.with_tensors(tensors), delta, theta, wrt_delta, wrt_theta)
+
+    name = ("pass", loss.settings, wrt_delta, wrt_theta)
+    return graphs.run(name, work, (delta.detach(), *loss.tensors()), theta)
+
+
+def graphs_of(objective: Objective) -> Graphs | None:
+    """Where passes of ``objective`` are recorded; None where they are not."""
+    return objective.network.graphs if isinstance(objective, UniversalLoss) else None
+
+
+def _differentiate(part: Objective, delta: Tensor, theta: Theta, wrt_delta: bool, wrt_theta: bool) -> list[Tensor]:
+    delta = delta.detach().requires_grad_(wrt_delta)
+    theta = tuple(parameter.detach().requires_grad_(wrt_theta) for parameter in theta)
+    inputs = ((delta,) if wrt_delta else ()) + (theta if wrt_theta else ())
     with torch.enable_grad():
         value = part(delta, theta)
     found = torch.autograd.grad(value, inputs, allow_unused=True) if inputs else ()

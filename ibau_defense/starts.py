@@ -130,15 +130,26 @@ def _climb(
     own = slice(0, len(delta)) if ranks is None else ranks.share(len(delta))
     harm, gradient = torch.zeros_like(delta[:, 0, 0, 0]), torch.zeros_like(delta)
     for start in range(own.start, own.stop, group):
-        point = delta[start : min(start + group, own.stop)].detach().requires_grad_(True)
-        part = slice(start * each, (start + len(point)) * each)
-        with torch.enable_grad():
-            added = images[part] + point.repeat_interleave(each, dim=0)
-            logits = network(added.clamp(0.0, 1.0) if clip else added, theta)
-            losses = F.cross_entropy(logits, labels[part], reduction="none")
-            gradient[start : start + len(point)] = torch.autograd.grad(losses.sum(), point)[0]
-        harm[start : start + len(point)] = losses.detach().view(-1, each).mean(dim=1)
+        stop = min(start + group, own.stop)
+        part = slice(start * each, stop * each)
+
+        def work(point: Tensor, images: Tensor, labels: Tensor) -> list[Tensor]:
+            return _harm(network, images, labels, point, theta, clip)
+
+        inputs = (delta[start:stop], images[part], labels[part])
+        found = network.graphs.run(("starts", clip), work, inputs, theta) if network.graphs else work(*inputs)
+        harm[start:stop], gradient[start:stop] = found
     return (harm, gradient) if ranks is None else tuple(ranks.sum([harm, gradient]))  # type: ignore[return-value]
+
+
+def _harm(network: Network, images: Tensor, labels: Tensor, delta: Tensor, theta: Theta, clip: bool) -> list[Tensor]:
+    each, point = len(images) // len(delta), delta.detach().requires_grad_(True)
+    with torch.enable_grad():
+        added = images + point.repeat_interleave(each, dim=0)
+        logits = network(added.clamp(0.0, 1.0) if clip else added, theta)
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        (gradient,) = torch.autograd.grad(losses.sum(), point)
+    return [losses.detach().view(-1, each).mean(dim=1), gradient]
 
 
 def _regions(settings: MultiStart, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

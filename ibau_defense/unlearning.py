@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ibau_defense.ascent import AscentResult, ascend
 from ibau_defense.balls import Ball, L2Ball
+from ibau_defense.cuda import computing, graphs_for, micro_batch, precision
 from ibau_defense.diagnostics import RoundReport, StepReport, summarise
 from ibau_defense.guard import Guard, hold_back
 from ibau_defense.implicit import Response, response_product
@@ -57,7 +58,9 @@ class IBAU:
         ball: ‖δ‖ ≤ C_δ, pixels in [0, 1]; the paper's is ℓ2 of radius 10.
         recipe: a name in ``RECIPES`` or a ``Recipe``.
         rounds: passes over the clean set; None for the recipe's.
-        micro_batch: most images in one pass; bounds memory.
+        micro_batch: most images in one pass; bounds memory. None for all at once, on a CUDA device for what fits into
+            the memory that is free.
+        cuda_graphs: on a CUDA device, record passes of recurring shapes and replay them (``ibau_defense.graphs``).
         seed: of the images that carry δ and of shuffling.
         group: processes that share the images of every mini-batch: a ``torch.distributed`` process group, or
             ``"world"`` for the default one. All of them call ``unlearn`` with the same model, images and seed, each on
@@ -73,6 +76,7 @@ class IBAU:
     recipe: str | Recipe = "fast"
     rounds: int | None = None
     micro_batch: int | None = None
+    cuda_graphs: bool = True
     seed: int = 0
     group: ProcessGroup | Literal["world"] | None = None
 
@@ -106,17 +110,18 @@ class IBAU:
                 such a step would train on clean images only and look like unlearning. With ``group``, also where
                 the ranks' models or images differ.
         """
-        run = _Run(self, self.settings(), model, images, labels)
-        reports: list[RoundReport] = []
-        for index in range(run.recipe.rounds):
-            steps = run.round(out_of_time)
-            reports.append(summarise(index, steps))
-            if on_round:
-                on_round(run.model(), reports[-1])
-            if run.stopped:
-                break
-        run.finish()
-        return Unlearned(run.model(), tuple(reports), run.status, run.reason)
+        with computing(precision(images.device, reduced=self.settings().autocast), images.device):
+            run = _Run(self, self.settings(), model, images, labels)
+            reports: list[RoundReport] = []
+            for index in range(run.recipe.rounds):
+                steps = run.round(out_of_time)
+                reports.append(summarise(index, steps))
+                if on_round:
+                    on_round(run.model(), reports[-1])
+                if run.stopped:
+                    break
+            run.finish()
+            return Unlearned(run.model(), tuple(reports), run.status, run.reason)
 
 
 class _Run:
@@ -124,9 +129,10 @@ class _Run:
 
     def __init__(self, ibau: IBAU, recipe: Recipe, model: nn.Module, images: Tensor, labels: Tensor) -> None:
         self.ibau, self.recipe, self._source = ibau, recipe, model
+        policy = precision(images.device, reduced=recipe.autocast)
         self.network = Network(
             model,
-            autocast=torch.bfloat16 if recipe.autocast else None,
+            autocast=policy.autocast,
             channels_last=recipe.channels_last,
             twice=recipe.implicit and recipe.curvature == "exact" == recipe.mixed and not recipe.autocast,
         )
@@ -148,6 +154,11 @@ class _Run:
             self.guard = Guard(recipe.guard, self.network, self.optimizer, self.images[held], labels[held], self.ranks)
             self.images, self.labels = self.images[kept], labels[kept]
         _check_carriers(recipe, len(self.images))
+        bank = recipe.starts.count * recipe.starts.images if recipe.starts else 0
+        largest = max(recipe.batch_size or len(self.images), bank)
+        probe = UniversalLoss(self.network, self.images[:2], self.labels[:2], clip=recipe.clip)
+        self.micro_batch = ibau.micro_batch or micro_batch(probe, largest)
+        self.network.graphs = graphs_for(images.device, policy) if ibau.cuda_graphs else None
 
     @property
     def stopped(self) -> bool:
@@ -265,7 +276,7 @@ class _Run:
         if recipe.starts:
             return ascend_from_many(
                 self.network, self._draw, self.images.shape[1:], theta, self.ibau.ball, recipe.starts, self.generator,
-                clip=recipe.clip, micro_batch=self.ibau.micro_batch, ranks=self.ranks,
+                clip=recipe.clip, micro_batch=self.micro_batch, ranks=self.ranks,
             )  # fmt: skip
         objectives: list[Objective] = []
         for images, labels in batches:
@@ -282,7 +293,7 @@ class _Run:
 
     def _loss(self, images: Tensor, labels: Tensor, **changes: Any) -> UniversalLoss:
         return UniversalLoss(
-            self.network, images, labels, clip=self.recipe.clip, micro_batch=self.ibau.micro_batch,
+            self.network, images, labels, clip=self.recipe.clip, micro_batch=self.micro_batch,
             ranks=self.ranks, **changes,
         )  # fmt: skip
 

@@ -44,7 +44,8 @@ def quadratic(seed: int, size: int = 5, parameters: int = 3, condition: float = 
 
     def inner(delta: Tensor, theta: Theta) -> Tensor:
         hessian = base + theta[0][0] * tilt
-        return -0.5 * delta @ hessian @ delta + delta @ lever @ theta[0]
+        found: Tensor = -0.5 * delta @ hessian @ delta + delta @ lever @ theta[0]
+        return found
 
     def outer(delta: Tensor, theta: Theta) -> Tensor:
         away = delta - target

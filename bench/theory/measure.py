@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ def hypergradient_error() -> list[Row]:
     return rows
 
 
-def saved_bytes() -> list[Row]:
+def saved_bytes(counts: Sequence[int] = COUNTS) -> list[Row]:
     """Appendix A.3.1: the most bytes saved for backward in one outer step of the simplified VGG, 16 images of 16 × 16.
 
     ``one_gradient`` is one first-order pass, of δ and θ. ``implicit`` is a whole outer step of T ascent and K solver
@@ -57,10 +57,10 @@ def saved_bytes() -> list[Row]:
     zero, theta = torch.zeros(3, 16, 16), loss.network.theta
     alone = most_saved(lambda: value_and_gradients(loss, zero, theta, wrt_theta=True))
     rows: list[Row] = [{"what": "one_gradient", "inner_steps": 0, "solver_steps": 0, "bytes": alone}]
-    for inner, solver in dict.fromkeys([*((t, FEW) for t in COUNTS), *((FEW, k) for k in COUNTS)]):
+    for inner, solver in dict.fromkeys([*((t, FEW) for t in counts), *((FEW, k) for k in counts)]):
         saved = most_saved(lambda t=inner, k=solver: outer_step(loss, t, k))  # type: ignore[misc]
         rows.append({"what": "implicit", "inner_steps": inner, "solver_steps": solver, "bytes": saved})
-    for inner in COUNTS:
+    for inner in counts:
         saved = most_saved(lambda t=inner: unroll(loss, t))  # type: ignore[misc]
         rows.append({"what": "unrolled", "inner_steps": inner, "solver_steps": 0, "bytes": saved})
     return rows

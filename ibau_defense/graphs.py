@@ -1,0 +1,246 @@
+"""Work that is recorded once and replayed with new inputs: CUDA graphs, and their bookkeeping.
+
+A small network on a GPU spends its time launching kernels. A pass whose shapes stay the same is captured once as a
+CUDA graph and then launched as a whole. The bookkeeping here knows nothing of CUDA; ``CudaRecorder`` does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+LOGGER = logging.getLogger(__name__)
+
+Work = Callable[..., Sequence[Tensor]]
+Product = Callable[[str, Tensor], list[Tensor]]
+
+
+class Recording(Protocol):
+    """Recorded work; ``replay`` does it again on the tensors it was recorded with."""
+
+    def replay(self) -> None: ...
+
+
+class Recorder(Protocol):
+    """Records work that reads and writes tensors at fixed addresses."""
+
+    def warm_up(self, work: Callable[[], Any]) -> None:
+        """Do the work a few times, so that nothing is set up for the first time while it is recorded."""
+
+    def record(self, work: Callable[[], Sequence[Tensor]]) -> tuple[Recording, Sequence[Tensor]]:
+        """The recording, and the tensors that each replay leaves its results in."""
+
+
+class CudaRecorder:
+    """Captures on a side stream of its own; safe whichever stream the caller works on.
+
+    Before a warm-up the side stream waits for the caller's stream, and the caller's for the side stream after it.
+    A replay runs on the caller's current stream. All captures share one memory pool: their results are copied out
+    before anything else is replayed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def warm_up(self, work: Callable[[], Any]) -> None:
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            for _ in range(3):
+                work()
+        current.wait_stream(self.stream)
+
+    def record(self, work: Callable[[], Sequence[Tensor]]) -> tuple[Recording, Sequence[Tensor]]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            found = work()
+        return graph, found
+
+
+@dataclass
+class _Entry:
+    """One recorded piece of work: its input buffers, and for staged work what the first stage built."""
+
+    inputs: list[Tensor]
+    fixed: Sequence[Tensor]
+    recordings: dict[str, tuple[Recording, Sequence[Tensor]]] = field(default_factory=dict)
+    vector: Tensor | None = None
+    built: Any = None
+    holder: object = None
+
+    def load(self, inputs: Sequence[Tensor]) -> None:
+        for buffer, value in zip(self.inputs, inputs, strict=True):
+            buffer.copy_(value)
+
+    def replay(self, which: str) -> list[Tensor]:
+        recording, results = self.recordings[which]
+        recording.replay()
+        return [one.clone() for one in results]
+
+
+class Graphs:
+    """Records what comes back with the same shapes, replays it from then on, and runs everything else as it is.
+
+    The key of a piece of work is its name, its inputs' shapes, dtypes and strides, and the addresses of what is
+    ``fixed``: read in place, the parameters. Work is run plainly the first time, recorded the second. The recording is
+    trusted once its first replay agrees with the plain run; where it does not, or recording fails, the reason is
+    logged and that work is run plainly for good.
+
+    Args:
+        most: recordings kept; each holds buffers on the device. Later work is run plainly.
+        tolerance: the largest difference between replay and plain run, as a share of the largest entry.
+    """
+
+    def __init__(self, recorder: Recorder, *, most: int = 16, tolerance: float = 1e-3) -> None:
+        self.recorder, self.most, self.tolerance = recorder, most, tolerance
+        self.replays = 0
+        self._seen: Counter[Hashable] = Counter()
+        self._entries: dict[Hashable, _Entry] = {}
+        self._refused: set[Hashable] = set()
+        self._busy = False
+
+    def run(self, name: Hashable, work: Work, inputs: Sequence[Tensor], fixed: Sequence[Tensor] = ()) -> list[Tensor]:
+        """``work(*inputs)``, replayed where it can be.
+
+        Args:
+            work: a pure function of its arguments and of what ``fixed`` holds; it may not read values on the host.
+        """
+        key = _key(name, inputs, fixed)
+        entry = self._entries.get(key)
+        if entry is not None and not self._busy:
+            entry.load(inputs)
+            return self._replay(entry, "work")
+        with self._whole(key not in self._refused):
+            found = list(work(*inputs))
+        if self._due(key):
+            self._record(key, {"work": lambda entry: work(*entry.inputs)}, inputs, fixed, {"work": found}, None)
+        return found
+
+    def stages(
+        self,
+        name: Hashable,
+        build: Callable[..., Any],
+        products: Mapping[str, Callable[[Any, Tensor], Sequence[Tensor]]],
+        inputs: Sequence[Tensor],
+        like: Tensor,
+        fixed: Sequence[Tensor] = (),
+    ) -> Product | None:
+        """(which, v) ↦ products[which](build(*inputs), v), ``build`` replayed once and each product as asked for.
+
+        None where it has to be run plainly. ``like`` has the shape of every v.
+        """
+        key = _key(name, inputs, fixed)
+        if self._busy:
+            return None
+        if key not in self._entries:
+            if not self._due(key):
+                return None
+            ones = torch.ones_like(like)
+            whole = build(*inputs)
+            plain = {which: list(product(whole, ones)) for which, product in products.items()}
+
+            def first(entry: _Entry) -> Sequence[Tensor]:
+                entry.built = build(*entry.inputs)
+                return ()
+
+            def later(which: str) -> Callable[[_Entry], Sequence[Tensor]]:
+                return lambda entry: products[which](entry.built, _given(entry.vector))
+
+            works = {"build": first, **{which: later(which) for which in products}}
+            self._record(key, works, inputs, fixed, plain, ones)
+        entry = self._entries.get(key)
+        return None if entry is None else self._product(entry, inputs)
+
+    def _product(self, entry: _Entry, inputs: Sequence[Tensor]) -> Product:
+        holder = object()
+
+        def product(which: str, vector: Tensor) -> list[Tensor]:
+            if entry.holder is not holder:  # another linearisation has used the buffers since
+                entry.load(inputs)
+                self._replay(entry, "build")
+                entry.holder = holder
+            _given(entry.vector).copy_(vector)
+            return self._replay(entry, which)
+
+        return product
+
+    def _replay(self, entry: _Entry, which: str) -> list[Tensor]:
+        self.replays += 1
+        with self._whole():
+            return entry.replay(which)
+
+    @contextmanager
+    def _whole(self, whole: bool = True) -> Iterator[None]:
+        """Inside, work within work is part of the whole: neither recorded nor replayed by itself."""
+        before = self._busy
+        self._busy = before or whole
+        try:
+            yield
+        finally:
+            self._busy = before
+
+    def _due(self, key: Hashable) -> bool:
+        self._seen[key] += 1
+        if self._busy or key in self._refused or self._seen[key] < 2:
+            return False
+        if len(self._entries) >= self.most:
+            self._refuse(key, f"{self.most} recordings are kept already")
+            return False
+        return True
+
+    def _refuse(self, key: Hashable, reason: str) -> None:
+        self._refused.add(key)
+        LOGGER.warning("not recorded, run plainly from now on: %s", reason)
+
+    def _record(
+        self,
+        key: Hashable,
+        works: Mapping[str, Callable[[_Entry], Sequence[Tensor]]],
+        inputs: Sequence[Tensor],
+        fixed: Sequence[Tensor],
+        plain: Mapping[str, Sequence[Tensor]],
+        vector: Tensor | None,
+    ) -> None:
+        """Record every work of ``works``, in order, and keep them if they give what was found plainly."""
+        if not all(bool(one.isfinite().all()) for found in plain.values() for one in found if one.is_floating_point()):
+            return  # nothing to compare with; the next time will do
+        buffers = [one.detach().clone(memory_format=torch.preserve_format) for one in inputs]
+        entry = _Entry(buffers, fixed, vector=vector)
+        try:
+            with self._whole():
+                self.recorder.warm_up(lambda: [work(entry) for work in works.values()])
+                for which, work in works.items():
+                    entry.recordings[which] = self.recorder.record(lambda work=work: work(entry))  # type: ignore[misc]
+                for which in works:
+                    self._compare(which, entry.replay(which), plain.get(which, ()))
+        except (RuntimeError, ValueError) as error:  # torch's own errors of a capture, and those of _compare
+            self._refuse(key, f"{type(error).__name__}: {error}")
+        else:
+            self._entries[key] = entry
+
+    def _compare(self, which: str, replayed: Sequence[Tensor], plain: Sequence[Tensor]) -> None:
+        for a, b in zip(replayed, plain, strict=True):
+            scale = float(b.double().abs().max()) if b.numel() else 0.0
+            off = float((a.double() - b.double()).abs().max()) if b.numel() else 0.0
+            if not off <= self.tolerance * scale + torch.finfo(torch.float32).tiny:
+                raise ValueError(f"the replay of {which} is off by {off:g} where the largest entry is {scale:g}")
+
+
+def _given(vector: Tensor | None) -> Tensor:
+    if vector is None:
+        raise ValueError("vector: found none; expected the buffer of a staged recording")
+    return vector
+
+
+def _key(name: Hashable, inputs: Sequence[Tensor], fixed: Sequence[Tensor]) -> Hashable:
+    shapes = tuple((tuple(one.shape), one.dtype, one.stride()) for one in inputs)
+    return name, shapes, tuple((one.data_ptr(), tuple(one.shape), one.stride()) for one in fixed)
