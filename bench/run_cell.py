@@ -19,6 +19,7 @@ from torch import nn
 from adapters import datasets, defenses
 from adapters.protocols import Defense, DefenseContext, DefenseResult, ImageTensors, LabelledImages, PassCounter
 from bench.cells import Cell, content_hash
+from bench.clock import now
 from bench.memory import PeakMemory
 from bench.provenance import Commit, provenance
 from bench.records import Passes, Record, Status, VictimFigures, jsonable
@@ -71,21 +72,16 @@ class Clock:
     _since: float | None = None
 
     def start(self) -> None:
-        self._since = self._now()
+        self._since = now(self.device)
 
     def stop(self) -> None:
         if self._since is not None:
-            self._total += self._now() - self._since
+            self._total += now(self.device) - self._since
             self._since = None
 
     @property
     def seconds(self) -> float:
         return self._total + (0.0 if self._since is None else time.perf_counter() - self._since)
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
 
 @dataclass(frozen=True)

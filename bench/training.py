@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.cells import Training
+from bench.clock import now
 
 PAD = 4
 """Pixels by which augmentation pads an image before it crops."""
@@ -82,7 +82,7 @@ def train(
     )
     order = torch.Generator().manual_seed(seed)
     reduced, loss = autocast_dtype(device) is torch.bfloat16, float("nan")
-    start = _now(device)
+    start = now(device)
     with seeded(seed, device):
         for epoch in range(training.epochs):
             total = torch.zeros((), device=device)
@@ -98,7 +98,7 @@ def train(
             loss = float(total) / data.steps
             _check_finite(loss, epoch, training)
             on_epoch(epoch + 1, training.epochs)
-    seconds = _now(device) - start
+    seconds = now(device) - start
     optimizer.zero_grad(set_to_none=True)
     model.eval()
     speed = len(images) * training.epochs / seconds
@@ -189,9 +189,3 @@ def _check_finite(loss: float, epoch: int, training: Training) -> None:
             f"the training loss is {loss} in epoch {epoch + 1} of {training.epochs};"
             f" a training.peak_lr below {training.peak_lr:g} may help"
         )
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

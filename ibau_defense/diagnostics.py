@@ -17,20 +17,19 @@ from ibau_defense.objective import Theta
 from ibau_defense.solvers import Solution
 
 
-@dataclass(frozen=True)
-class StepReport:
-    """One outer step.
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What is measured in one outer step, and of a round as the median over its steps.
 
     Attributes:
         loss: the outer loss before the step.
         inner_before, inner_after: the ascent's first and last objective value.
-        inner_status: how the ascent ended.
+        inner_status: how the ascent ended; of a round, how most did.
         delta_norm: ‖δ‖ in the ball's norm; the largest where several are carried.
         direct_norm, implicit_norm: ‖∇₂H‖ and ‖(∇δ)ᵀ∇₁H‖ over all parameters; 0 where the term is off.
         angle: between the two terms, degrees in [0, 180]; NaN where one is zero.
-        solver_status, solver_steps, residual, curvature: the ``Solution``; None where no system was solved.
-        finite: whether the loss and both terms were finite; a step that is not finite is not taken.
-        seconds: wall time.
+        solver_steps, residual, curvature: the ``Solution``, of a round the worst; None where no system was solved.
+        seconds: wall time; of a round, the sum.
     """
 
     loss: float
@@ -41,12 +40,26 @@ class StepReport:
     direct_norm: float
     implicit_norm: float
     angle: float
-    finite: bool
-    solver_status: str | None = None
     solver_steps: int | None = None
     residual: float | None = None
     curvature: float | None = None
     seconds: float = 0.0
+
+
+MEDIANS = ("loss", "inner_before", "inner_after", "delta_norm", "direct_norm", "implicit_norm", "angle")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport(Figures):
+    """One outer step.
+
+    Attributes:
+        finite: whether the loss and both terms were finite; a step that is not finite is not taken.
+        solver_status: how the solve ended; None where no system was solved.
+    """
+
+    finite: bool
+    solver_status: str | None = None
 
     @classmethod
     def measure(
@@ -80,28 +93,25 @@ class StepReport:
                 "residual": solution.residual,
                 "curvature": solution.curvature,
             }
-        return cls(value, before, after, ascent.status, norm, a**0.5, b**0.5, angle, finite, **outcome)
+        return cls(
+            loss=value, inner_before=before, inner_after=after, inner_status=ascent.status, delta_norm=norm,
+            direct_norm=a**0.5, implicit_norm=b**0.5, angle=angle, finite=finite, **outcome,
+        )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class RoundReport:
-    """One round: medians over its outer steps, the worst residual and the count of every solver status."""
+@dataclass(frozen=True, kw_only=True)
+class RoundReport(Figures):
+    """One round.
+
+    Attributes:
+        index: which, from 0.
+        steps: outer steps done.
+        solver_status: how often solves ended in each way.
+    """
 
     index: int
     steps: int
-    loss: float
-    inner_before: float
-    inner_after: float
-    inner_status: str
-    delta_norm: float
-    direct_norm: float
-    implicit_norm: float
-    angle: float
     solver_status: dict[str, int]
-    solver_steps: int | None
-    residual: float | None
-    curvature: float | None
-    seconds: float
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: what is not finite becomes None."""
@@ -114,14 +124,8 @@ def summarise(index: int, steps: Sequence[StepReport]) -> RoundReport:
     return RoundReport(
         index=index,
         steps=len(steps),
-        loss=_median([step.loss for step in steps]),
-        inner_before=_median([step.inner_before for step in steps]),
-        inner_after=_median([step.inner_after for step in steps]),
+        **{name: _median([getattr(step, name) for step in steps]) for name in MEDIANS},
         inner_status=Counter(step.inner_status for step in steps).most_common(1)[0][0] if steps else "none",
-        delta_norm=_median([step.delta_norm for step in steps]),
-        direct_norm=_median([step.direct_norm for step in steps]),
-        implicit_norm=_median([step.implicit_norm for step in steps]),
-        angle=_median([step.angle for step in steps]),
         solver_status=dict(Counter(str(step.solver_status) for step in solved)),
         solver_steps=max((step.solver_steps or 0 for step in solved), default=None),
         residual=max((step.residual or 0.0 for step in solved), default=None),

@@ -86,6 +86,10 @@ class Recipe:
             raise ValueError(f"carriers: found {self.carriers}; expected a share in (0, 1]")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size: found {self.batch_size}; expected at least 1")
+        if self.starts and self.delta_per != "round":
+            raise ValueError(
+                f"delta_per: found {self.delta_per!r} with starts; expected 'round': a bank is found once a round"
+            )
 
     def rate(self, progress: float) -> float:
         """β after this share of all outer steps, in [0, 1)."""

@@ -174,7 +174,7 @@ class _Run:
         """One pass over the clean set, one outer step a mini-batch (or ``outer_steps`` of them)."""
         batches = list(self._batches())
         first = self._loss(*batches[0], penalty=self.recipe.penalty)
-        shared = self._ascend(batches) if self.recipe.delta_per == "round" or self.recipe.starts else None
+        shared = self._ascend(batches) if self.recipe.delta_per == "round" else None
         planned = self.recipe.outer_steps or len(batches)
         steps: list[StepReport] = []
         for number in range(planned):

@@ -258,4 +258,6 @@ def test_unknown_recipe_and_bad_settings_are_refused() -> None:
         replace(REFERENCE, carriers=0.0)
     with pytest.raises(ValueError, match="batch_size"):
         replace(REFERENCE_GTSRB, batch_size=0)
+    with pytest.raises(ValueError, match=r"delta_per: found 'step' with starts"):
+        replace(RECIPES["fast"], delta_per="step")
     assert isinstance(REFERENCE.solver, FixedPoint)

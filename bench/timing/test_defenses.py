@@ -11,8 +11,8 @@ from torch import nn
 
 from adapters import defenses
 from adapters.protocols import DefenseContext, DefenseResult, LabelledImages, PassCounter
+from bench.clock import synchronise
 from bench.run_cell import Prepared
-from bench.timing.sync import synchronise
 
 DEFENSES: list[dict[str, Any]] = [
     {"name": "fine_tuning"},

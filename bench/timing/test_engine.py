@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from adapters.protocols import LabelledImages
+from bench.clock import synchronise
 from bench.run_cell import Prepared
-from bench.timing.sync import synchronise
 from ibau_defense import Network, UniversalLoss, linearise, value_and_gradients
 
 BATCH = 100
