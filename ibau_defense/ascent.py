@@ -87,7 +87,9 @@ def _climb(objective: Objective, theta: Theta, state: list[Tensor], ball: Ball, 
     def work(*tensors: Tensor) -> list[Tensor]:
         return _step(loss.with_tensors(tensors[len(state) :]), theta, list(tensors[: len(state)]), ball, settings)
 
-    return graphs.run(("ascent", settings, ball, loss.settings), work, (*state, *loss.tensors()), theta)
+    count = len(loss.images)
+    name = ("ascent", settings, ball, loss.settings)
+    return graphs.run(name, work, (*state, *loss.tensors()), theta, (count, count))
 
 
 def _step(objective: Objective, theta: Theta, state: list[Tensor], ball: Ball, settings: Ascent) -> list[Tensor]:

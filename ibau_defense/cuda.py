@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ibau_defense.graphs import CudaRecorder, Graphs
+from ibau_defense.graphs import CudaRecorder, Graphs, Tally
 from ibau_defense.objective import UniversalLoss, value_and_gradients
 from ibau_defense.saved import most_saved
 
@@ -81,7 +81,7 @@ def switches(*, tf32: bool) -> Iterator[None]:
             setattr(home, names[key], before[key])
 
 
-def graphs_for(device: torch.device, policy: Precision) -> Graphs | None:
+def graphs_for(device: torch.device, policy: Precision, tally: Tally | None = None) -> Graphs | None:
     """Recorded passes on a CUDA device, None elsewhere.
 
     A replay may differ from a plain pass by the square root of the machine epsilon of the passes' precision, as a
@@ -90,7 +90,7 @@ def graphs_for(device: torch.device, policy: Precision) -> Graphs | None:
     if device.type != "cuda":
         return None
     coarse = policy.autocast or (torch.float16 if policy.tf32 else torch.float32)  # TF32 has float16's mantissa
-    return Graphs(CudaRecorder(device), tolerance=math.sqrt(torch.finfo(coarse).eps))
+    return Graphs(CudaRecorder(device), tolerance=math.sqrt(torch.finfo(coarse).eps), tally=tally)
 
 
 def micro_batch(loss: UniversalLoss, count: int) -> int | None:

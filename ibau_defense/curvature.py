@@ -126,9 +126,11 @@ class _Graph:
         def mixed(built: tuple[Tensor, Tensor], v: Tensor) -> list[Tensor]:
             return _again(built[1], self._theta, v, keep=True)
 
+        count = len(loss.images)
+        images = {"build": (count, count), "curvature": (0, count), "mixed": (0, count)}
         return graphs.stages(
             ("exact", loss.settings), build, {"curvature": curvature, "mixed": mixed},
-            (self._delta.detach(), *loss.tensors()), self._delta, self._theta,
+            (self._delta.detach(), *loss.tensors()), self._delta, self._theta, images,
         )  # fmt: skip
 
     def gradient(self) -> Tensor:

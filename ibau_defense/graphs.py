@@ -22,6 +22,18 @@ Work = Callable[..., Sequence[Tensor]]
 Product = Callable[[str, Tensor], list[Tensor]]
 
 
+Images = tuple[int, int]
+"""How many images a piece of work takes forward and backward through the network."""
+
+
+class Tally(Protocol):
+    """Counts images by hooks on the network, which a replay passes by; ``enabled`` turns the hooks' counts off."""
+
+    enabled: bool
+
+    def add(self, forward: int = 0, backward: int = 0) -> None: ...
+
+
 class Recording(Protocol):
     """Recorded work; ``replay`` does it again on the tensors it was recorded with."""
 
@@ -76,6 +88,7 @@ class _Entry:
     vector: Tensor | None = None
     built: Any = None
     holder: object = None
+    images: Mapping[str, Images] = field(default_factory=dict)
 
     def load(self, inputs: Sequence[Tensor]) -> None:
         for buffer, value in zip(self.inputs, inputs, strict=True):
@@ -98,21 +111,32 @@ class Graphs:
     Args:
         most: recordings kept; each holds buffers on the device. Later work is run plainly.
         tolerance: the largest difference between replay and plain run, as a share of the largest entry.
+        tally: told of the images of every replay, and not of those of recording.
     """
 
-    def __init__(self, recorder: Recorder, *, most: int = 16, tolerance: float = 1e-3) -> None:
-        self.recorder, self.most, self.tolerance = recorder, most, tolerance
+    def __init__(
+        self, recorder: Recorder, *, most: int = 16, tolerance: float = 1e-3, tally: Tally | None = None
+    ) -> None:
+        self.recorder, self.most, self.tolerance, self.tally = recorder, most, tolerance, tally
         self.replays = 0
         self._seen: Counter[Hashable] = Counter()
         self._entries: dict[Hashable, _Entry] = {}
         self._refused: set[Hashable] = set()
         self._busy = False
 
-    def run(self, name: Hashable, work: Work, inputs: Sequence[Tensor], fixed: Sequence[Tensor] = ()) -> list[Tensor]:
+    def run(
+        self,
+        name: Hashable,
+        work: Work,
+        inputs: Sequence[Tensor],
+        fixed: Sequence[Tensor] = (),
+        images: Images = (0, 0),
+    ) -> list[Tensor]:
         """``work(*inputs)``, replayed where it can be.
 
         Args:
             work: a pure function of its arguments and of what ``fixed`` holds; it may not read values on the host.
+            images: what it takes forward and backward.
         """
         key = _key(name, inputs, fixed)
         entry = self._entries.get(key)
@@ -122,7 +146,8 @@ class Graphs:
         with self._whole(key not in self._refused):
             found = list(work(*inputs))
         if self._due(key):
-            self._record(key, {"work": lambda entry: work(*entry.inputs)}, inputs, fixed, {"work": found}, None)
+            entry = self._entry(inputs, fixed, {"work": images})
+            self._record(key, entry, {"work": lambda entry: work(*entry.inputs)}, {"work": found})
         return found
 
     def stages(
@@ -133,10 +158,12 @@ class Graphs:
         inputs: Sequence[Tensor],
         like: Tensor,
         fixed: Sequence[Tensor] = (),
+        images: Mapping[str, Images] | None = None,
     ) -> Product | None:
         """(which, v) ↦ products[which](build(*inputs), v), ``build`` replayed once and each product as asked for.
 
-        None where it has to be run plainly. ``like`` has the shape of every v.
+        None where it has to be run plainly. ``like`` has the shape of every v. ``images`` are those of ``build`` and
+        of each product.
         """
         key = _key(name, inputs, fixed)
         if self._busy:
@@ -145,8 +172,9 @@ class Graphs:
             if not self._due(key):
                 return None
             ones = torch.ones_like(like)
-            whole = build(*inputs)
-            plain = {which: list(product(whole, ones)) for which, product in products.items()}
+            with self._silent():
+                whole = build(*inputs)
+                plain = {which: list(product(whole, ones)) for which, product in products.items()}
 
             def first(entry: _Entry) -> Sequence[Tensor]:
                 entry.built = build(*entry.inputs)
@@ -156,7 +184,9 @@ class Graphs:
                 return lambda entry: products[which](entry.built, _given(entry.vector))
 
             works = {"build": first, **{which: later(which) for which in products}}
-            self._record(key, works, inputs, fixed, plain, ones)
+            fresh = self._entry(inputs, fixed, images or {})
+            fresh.vector = ones
+            self._record(key, fresh, works, plain)
         entry = self._entries.get(key)
         return None if entry is None else self._product(entry, inputs)
 
@@ -175,8 +205,27 @@ class Graphs:
 
     def _replay(self, entry: _Entry, which: str) -> list[Tensor]:
         self.replays += 1
-        with self._whole():
-            return entry.replay(which)
+        with self._whole(), self._silent():
+            found = entry.replay(which)
+        if self.tally is not None:
+            self.tally.add(*entry.images.get(which, (0, 0)))
+        return found
+
+    def _entry(self, inputs: Sequence[Tensor], fixed: Sequence[Tensor], images: Mapping[str, Images]) -> _Entry:
+        buffers = [one.detach().clone(memory_format=torch.preserve_format) for one in inputs]
+        return _Entry(buffers, fixed, images=images)
+
+    @contextmanager
+    def _silent(self) -> Iterator[None]:
+        """Inside, the tally's hooks count nothing."""
+        if self.tally is None:
+            yield
+            return
+        before, self.tally.enabled = self.tally.enabled, False
+        try:
+            yield
+        finally:
+            self.tally.enabled = before
 
     @contextmanager
     def _whole(self, whole: bool = True) -> Iterator[None]:
@@ -204,19 +253,15 @@ class Graphs:
     def _record(
         self,
         key: Hashable,
+        entry: _Entry,
         works: Mapping[str, Callable[[_Entry], Sequence[Tensor]]],
-        inputs: Sequence[Tensor],
-        fixed: Sequence[Tensor],
         plain: Mapping[str, Sequence[Tensor]],
-        vector: Tensor | None,
     ) -> None:
         """Record every work of ``works``, in order, and keep them if they give what was found plainly."""
         if not all(bool(one.isfinite().all()) for found in plain.values() for one in found if one.is_floating_point()):
             return  # nothing to compare with; the next time will do
-        buffers = [one.detach().clone(memory_format=torch.preserve_format) for one in inputs]
-        entry = _Entry(buffers, fixed, vector=vector)
         try:
-            with self._whole():
+            with self._whole(), self._silent():
                 self.recorder.warm_up(lambda: [work(entry) for work in works.values()])
                 for which, work in works.items():
                     entry.recordings[which] = self.recorder.record(lambda work=work: work(entry))  # type: ignore[misc]

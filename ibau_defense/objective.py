@@ -237,7 +237,8 @@ def _pass(part: Objective, delta: Tensor, theta: Theta, wrt_delta: bool, wrt_the
         return _differentiate(loss.with_tensors(tensors), delta, theta, wrt_delta, wrt_theta)
 
     name = ("pass", loss.settings, wrt_delta, wrt_theta)
-    return graphs.run(name, work, (delta.detach(), *loss.tensors()), theta)
+    count = len(loss.images)
+    return graphs.run(name, work, (delta.detach(), *loss.tensors()), theta, (count, count))
 
 
 def graphs_of(objective: Objective) -> Graphs | None:

@@ -137,7 +137,8 @@ def _climb(
             return _harm(network, images, labels, point, theta, clip)
 
         inputs = (delta[start:stop], images[part], labels[part])
-        found = network.graphs.run(("starts", clip), work, inputs, theta) if network.graphs else work(*inputs)
+        count, graphs = (stop - start) * each, network.graphs
+        found = graphs.run(("starts", clip), work, inputs, theta, (count, count)) if graphs else work(*inputs)
         harm[start:stop], gradient[start:stop] = found
     return (harm, gradient) if ranks is None else tuple(ranks.sum([harm, gradient]))  # type: ignore[return-value]
 

@@ -15,6 +15,7 @@ from ibau_defense.ascent import AscentResult, ascend
 from ibau_defense.balls import Ball, L2Ball
 from ibau_defense.cuda import computing, graphs_for, micro_batch, precision
 from ibau_defense.diagnostics import RoundReport, StepReport, summarise
+from ibau_defense.graphs import Tally
 from ibau_defense.guard import Guard, hold_back
 from ibau_defense.implicit import Response, response_product
 from ibau_defense.objective import Network, Objective, Theta, UniversalLoss, value_and_gradients
@@ -61,6 +62,7 @@ class IBAU:
         micro_batch: most images in one pass; bounds memory. None for all at once, on a CUDA device for what fits into
             the memory that is free.
         cuda_graphs: on a CUDA device, record passes of recurring shapes and replay them (``ibau_defense.graphs``).
+        tally: of the images that go through the network, told of those that hooks on ``model`` do not see.
         seed: of the images that carry δ and of shuffling.
         group: processes that share the images of every mini-batch: a ``torch.distributed`` process group, or
             ``"world"`` for the default one. All of them call ``unlearn`` with the same model, images and seed, each on
@@ -77,6 +79,7 @@ class IBAU:
     rounds: int | None = None
     micro_batch: int | None = None
     cuda_graphs: bool = True
+    tally: Tally | None = None
     seed: int = 0
     group: ProcessGroup | Literal["world"] | None = None
 
@@ -158,7 +161,7 @@ class _Run:
         largest = max(recipe.batch_size or len(self.images), bank)
         probe = UniversalLoss(self.network, self.images[:2], self.labels[:2], clip=recipe.clip)
         self.micro_batch = ibau.micro_batch or micro_batch(probe, largest)
-        self.network.graphs = graphs_for(images.device, policy) if ibau.cuda_graphs else None
+        self.network.graphs = graphs_for(images.device, policy, ibau.tally) if ibau.cuda_graphs else None
 
     @property
     def stopped(self) -> bool:

@@ -12,6 +12,7 @@ import rank_cases
 import torch
 from torch import Tensor
 
+from adapters.protocols import PassCounter
 from ibau_defense import BALLS, IBAU, L2Ball, Network, UniversalLoss, linearise, unlearning, value_and_gradients
 from ibau_defense.ascent import Ascent, ascend
 from ibau_defense.cuda import Precision, graphs_for
@@ -145,13 +146,18 @@ def test_an_ascent_is_replayed_step_by_step(optimizer: Any, micro_batch: int | N
 @pytest.mark.parametrize("recipe", list(rank_cases.RECIPES))
 def test_every_recipe_gives_the_same_replayed(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = rank_cases.clean_set(40, DTYPE)
+    counts = [PassCounter() for _ in range(3)]
+    models = [rank_cases.tiny(DTYPE) for _ in counts]
+    for counter, model in zip(counts, models, strict=True):
+        counter.attach(model)
     ibau = IBAU(L2Ball(1.0), rank_cases.RECIPES[recipe])
-    plain = ibau.unlearn(rank_cases.tiny(DTYPE), images, labels)
-    graphs = Graphs(Recorder(), most=100)
-    monkeypatch.setattr(unlearning, "graphs_for", lambda device, policy: graphs)
-    replayed = ibau.unlearn(rank_cases.tiny(DTYPE), images, labels)
-    off = replace(ibau, cuda_graphs=False).unlearn(rank_cases.tiny(DTYPE), images, labels)
+    plain = replace(ibau, tally=counts[0]).unlearn(models[0], images, labels)
+    graphs = Graphs(Recorder(), most=100, tally=counts[1])
+    monkeypatch.setattr(unlearning, "graphs_for", lambda *_: graphs)
+    replayed = replace(ibau, tally=counts[1]).unlearn(models[1], images, labels)
+    off = replace(ibau, cuda_graphs=False).unlearn(models[2], images, labels)
     assert graphs.replays > 0
+    assert counts[0].as_dict() == counts[1].as_dict() == counts[2].as_dict()
     for a, b, c in zip(*(one.model.parameters() for one in (plain, replayed, off)), strict=True):
         assert torch.allclose(a, b, atol=1e-9)
         assert torch.equal(a, c)

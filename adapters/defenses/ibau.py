@@ -106,6 +106,7 @@ class Ibau(Defense):
             ball=BALLS[self.ball](context.radius),
             recipe=self.settings(),
             micro_batch=self.micro_batch,
+            tally=context.passes,
             seed=context.seed,
         ).unlearn(model, clean.images, clean.labels, on_round=on_round, out_of_time=context.out_of_time)
         return DefenseResult(outcome.model, outcome.status, outcome.reason)
