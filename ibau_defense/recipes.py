@@ -14,6 +14,24 @@ from ibau_defense.starts import MultiStart
 
 
 @dataclass(frozen=True)
+class Sharp:
+    """How a network is treated whose survey found a start of extreme harm.
+
+    There a few small changes of the parameters the harm goes through are enough, and Adam, which moves every parameter
+    alike, would only cost accuracy: the outer steps of the first phase go along the plain gradient instead.
+
+    Attributes:
+        harm: the harm, in nats, above which a network is treated so.
+        step: length of an outer step of the first phase, as a share of ‖θ‖.
+        carriers: stands in for ``Recipe.carriers``.
+    """
+
+    harm: float = 90.0
+    step: float = 0.0014
+    carriers: tuple[float, ...] = (0.2, 0.1, 0.1, 0.1, 0.05)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Every choice Algorithm 1 leaves open.
 
@@ -35,15 +53,17 @@ class Recipe:
         boundary: differentiate the ball-constrained maximiser (``Response.ball``) instead of equation (3).
         solver, curvature, mixed, positive: see ``Response``.
         carriers: share of a mini-batch's images that carry δ in the outer loss; 1 in equation (1), 0.01 in the
-            notebooks.
-        carriers_last: the share in the last outer step, reached evenly from ``carriers``; None for no change.
+            notebooks. Several shares divide the outer steps of all rounds into as many phases of one share each.
         starts: find a bank of maximisers a round, each on its own part of the image (``MultiStart``), instead of
-            one; each carrier then bears one of them, drawn in proportion to the square root of its loss. ``ascent``
-            and ``ascent_labels`` go unused.
+            one; each carrier then bears one of them, drawn in proportion to its loss. ``ascent`` and
+            ``ascent_labels`` go unused.
+        sharp: what the outer steps do otherwise where the survey of ``starts`` found extreme harm (``Sharp``).
         rounding: how the share becomes a number of images: ``down``, as in the notebooks, where a mini-batch too
             small for one carrier is an error; or ``up``, where every mini-batch has at least one.
         outer_optimizer, outer_lr: β and its method; the optimiser's state lasts over the rounds.
         schedule: of the outer rate over all rounds: ``constant``, or ``cosine`` down to zero.
+        warmup: steps of β's method over which its rate rises evenly to its value. Adam's first steps move every
+            parameter by the whole rate: unwarmed, they hide the backdoor from the gradient before they remove it.
         outer_steps: outer steps a round; None for one a mini-batch.
         implicit_share: rescale the implicit term to this share of the direct term's norm; None leaves it as
             equation (2) has it. The truncated series of an expanding map has an arbitrary size (``Solution.residual``),
@@ -68,13 +88,14 @@ class Recipe:
     curvature: CurvatureKind = "exact"
     mixed: MixedKind = "exact"
     positive: bool = False
-    carriers: float = 1.0
-    carriers_last: float | None = None
+    carriers: float | tuple[float, ...] = 1.0
     starts: MultiStart | None = None
+    sharp: Sharp | None = None
     rounding: Literal["down", "up"] = "down"
     outer_optimizer: Literal["sgd", "adam"] = "sgd"
     outer_lr: float = 0.1
     schedule: Literal["constant", "cosine"] = "constant"
+    warmup: int = 1
     outer_steps: int | None = None
     implicit_share: float | None = None
     guard: GuardSettings | None = None
@@ -82,8 +103,8 @@ class Recipe:
     channels_last: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.carriers <= 1:
-            raise ValueError(f"carriers: found {self.carriers}; expected a share in (0, 1]")
+        if not self.phases or not all(0 < share <= 1 for share in self.phases):
+            raise ValueError(f"carriers: found {self.carriers}; expected a share in (0, 1], or several")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size: found {self.batch_size}; expected at least 1")
         if self.starts and self.delta_per != "round":
@@ -91,14 +112,23 @@ class Recipe:
                 f"delta_per: found {self.delta_per!r} with starts; expected 'round': a bank is found once a round"
             )
 
-    def rate(self, progress: float) -> float:
-        """β after this share of all outer steps, in [0, 1)."""
-        return self.outer_lr * (0.5 + 0.5 * math.cos(math.pi * progress) if self.schedule == "cosine" else 1.0)
+    def rate(self, progress: float, step: int = 10**9) -> float:
+        """β after this share of all outer steps, in [0, 1), for the ``step``-th step of its method, from 0."""
+        schedule = 0.5 + 0.5 * math.cos(math.pi * progress) if self.schedule == "cosine" else 1.0
+        return self.outer_lr * schedule * min(1.0, (step + 1) / self.warmup)
+
+    @property
+    def phases(self) -> tuple[float, ...]:
+        """The share of carriers in each phase."""
+        return self.carriers if isinstance(self.carriers, tuple) else (self.carriers,)
+
+    def phase(self, progress: float) -> int:
+        """Which phase the outer step after this share of all outer steps, in [0, 1), belongs to."""
+        return int(progress * len(self.phases) + 1e-9)
 
     def carried(self, count: int, progress: float = 0.0) -> int:
         """How many of ``count`` images carry δ after this share of all outer steps."""
-        last = self.carriers if self.carriers_last is None else self.carriers_last
-        exact = count * (self.carriers + (last - self.carriers) * progress)
+        exact = count * self.phases[self.phase(progress)]
         return math.ceil(exact) if self.rounding == "up" else int(exact)
 
 
@@ -125,11 +155,12 @@ REFERENCE_GTSRB = replace(REFERENCE, ascent=Ascent(steps=0, step_size=1.0, optim
 """The authors' GTSRB notebook: as ``REFERENCE``, with Adam of rate 1 in the ascent and inputs clipped to [0, 1]."""
 
 FAST = Recipe(
-    rounds=4,
+    rounds=5,
     batch_size=128,
     shuffle=True,
     delta_per="round",
-    starts=MultiStart(steps=5, enough=10.0),
+    starts=MultiStart(),
+    sharp=Sharp(),
     clip=True,
     response_images="carriers",
     solver=FirstTerm(),
@@ -137,14 +168,14 @@ FAST = Recipe(
     mixed="directional",
     implicit=False,
     implicit_share=0.5,
-    carriers=0.8,
-    carriers_last=0.1,
+    carriers=(0.4, 0.4, 0.15, 0.1, 0.05),
     rounding="up",
     outer_optimizer="adam",
-    outer_lr=0.004,
+    outer_lr=0.002,
     schedule="cosine",
-    outer_steps=13,
-    guard=GuardSettings(every=13, loss_rise=2.0, accuracy_drop=0.3, retries=2),
+    warmup=4,
+    outer_steps=10,
+    guard=GuardSettings(every=10, loss_rise=2.0, accuracy_drop=0.4, retries=2),
     autocast=True,
     channels_last=True,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -23,40 +23,147 @@ class MultiStart:
     """Which local maximisers are looked for, and how hard.
 
     H(·, θ) is not concave, and one ascent from zero ends in one of its many local maxima, mostly not the backdoor's.
-    Here each start climbs on its own part of the image, all of them in one batch: tiles × tiles regions twice, once
-    pixel by pixel and once on cells of several pixels that change together, and ``whole`` times the entire image. The
-    tiling moves by a random offset from one call to the next. A trigger that fills a patch is then the steepest way
-    up in the region that holds it, whatever else the network is sensitive to elsewhere.
+    Here every start climbs in a square window of the image, all of them in one batch, and ``whole`` more on the entire
+    image. A *survey* of windows that overlap by half covers the image: wherever a trigger lies, some window holds it,
+    and the harm reached there stands out. *Focused* starts then climb in windows near those, drawn in proportion to
+    the harm the survey found in them.
 
     Attributes:
-        tiles: regions along each side.
-        cells: sides in pixels of the cells of the second tiling, one drawn for each start.
-        whole: starts that climb on the entire image.
+        side: of a window, as a share of the image's.
+        cells: sides in pixels of the cells that change together in a focused start, one drawn for each.
+        whole: starts of a survey that climb on the entire image.
+        focused: focused starts a round.
         images: clean images a start sees in each step.
         steps: T; the steps grow by powers of two, so that a fragile network is not overshot in the first.
-        reach: in a region, how far a pixel can go in all steps together, in pixels of [0, 1].
+        reach: in a window, how far a pixel can go in all steps together, in pixels of [0, 1].
         whole_share: on the entire image, ‖δ‖ stays under this share of the ball's radius.
-        enough: a start whose mean loss is above this many nats stands still: harm far beyond it says nothing about
-            backdoors and costs the outer steps their accuracy.
+        enough: a focused start whose mean loss is above this many nats stands still: harm far beyond it says nothing
+            more about backdoors and costs the outer steps their accuracy.
+        every: new focused starts are looked for every so many rounds; between them the last bank stays, so that the
+            outer steps do not lose sight of the strongest starts while the network looks harmless around them.
     """
 
-    tiles: int = 4
-    cells: tuple[int, ...] = (1, 2, 4)
+    side: float = 0.25
+    cells: tuple[int, ...] = (1, 1, 2, 4)
     whole: int = 2
+    focused: int = 32
     images: int = 4
-    steps: int = 4
+    steps: int = 5
     reach: float = 1.2
     whole_share: float = 0.3
-    enough: float = 3.0
+    enough: float = 20.0
+    every: int = 2
 
     def __post_init__(self) -> None:
-        if min(self.tiles, self.images, self.steps, *self.cells) < 1 or self.whole < 0 or not self.cells:
-            raise ValueError(f"starts: found {self}; expected tiles, cells, images and steps of at least 1")
+        counts = (self.focused, self.images, self.steps, self.every, *self.cells)
+        if min(counts) < 1 or self.whole < 0 or not self.cells or not 0 < self.side <= 1:
+            raise ValueError(
+                f"starts: found {self}; expected a side in (0, 1], and cells, focused, images, steps and every of at "
+                "least 1"
+            )
 
-    @property
-    def count(self) -> int:
-        """K, the starts."""
-        return 2 * self.tiles**2 + self.whole
+
+@dataclass(frozen=True)
+class Window:
+    """Where a start climbs: rows top … top + height − 1, columns left … left + width − 1, in cells of some pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    cell: int = 1
+    offset: tuple[int, int] = (0, 0)
+    whole: bool = False
+
+
+def survey_windows(settings: MultiStart, shape: torch.Size) -> list[Window]:
+    """Windows that overlap by half and cover an image (C, H, W); then those of the entire image."""
+    sides = [max(1, round(settings.side * size)) for size in shape[1:]]
+    tops, lefts = (_places(size, side) for size, side in zip(shape[1:], sides, strict=True))
+    entire = Window(0, 0, shape[1], shape[2], whole=True)
+    return [Window(top, left, sides[0], sides[1]) for top in tops for left in lefts] + [entire] * settings.whole
+
+
+def _places(size: int, side: int) -> list[int]:
+    """First pixels of windows that overlap by half, the last one ending with the line."""
+    return sorted({*range(0, size - side + 1, max(1, side // 2)), size - side})
+
+
+def near(window: Window, settings: MultiStart, shape: torch.Size, generator: torch.Generator) -> Window:
+    """The same window moved by up to a quarter of its side, within the image, on cells drawn anew."""
+    if window.whole:
+        return window
+
+    def number(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (1,), generator=generator))
+
+    quarter = max(window.height, window.width) // 4
+    cell = settings.cells[number(0, len(settings.cells) - 1)]
+    return replace(
+        window,
+        top=min(max(window.top + number(-quarter, quarter), 0), shape[1] - window.height),
+        left=min(max(window.left + number(-quarter, quarter), 0), shape[2] - window.width),
+        cell=cell,
+        offset=(number(0, cell - 1), number(0, cell - 1)),
+    )
+
+
+Climb = Callable[[list[Window], float], AscentResult]
+
+
+@dataclass
+class Search:
+    """The banks of one run: a survey in the first round, focused starts in this and the next ones.
+
+    Attributes:
+        shape: (C, H, W) of an image.
+        generator: of the focused starts; on the CPU, so that every device gets the same.
+        harm: (K,) nats, on the CPU, what the survey found in each of its windows; None before it.
+    """
+
+    settings: MultiStart
+    shape: torch.Size
+    generator: torch.Generator
+    harm: Tensor | None = field(default=None, init=False)
+    _rounds: int = field(default=0, init=False)
+    _last: AscentResult | None = field(default=None, init=False)
+
+    def bank(self, climb: Climb) -> AscentResult:
+        """This round's maximisers; ``climb`` takes the windows and the harm at which a start stands still."""
+        if self._last is None or self._rounds % self.settings.every == 0:
+            self._last = self._find(climb)
+        self._rounds += 1
+        return self._last
+
+    def _find(self, climb: Climb) -> AscentResult:
+        windows = survey_windows(self.settings, self.shape)
+        survey = None
+        if self.harm is None:
+            survey = climb(windows, math.inf)
+            self.harm = harm_weights(survey)
+        chosen = torch.multinomial(self.harm, self.settings.focused, replacement=True, generator=self.generator)
+        around = [near(windows[k], self.settings, self.shape, self.generator) for k in chosen.tolist()]
+        focused = climb(around, self.settings.enough)
+        return focused if survey is None else _joined(survey, focused)
+
+
+def harm_weights(bank: AscentResult) -> Tensor:
+    """(K,) float on the CPU: the harm of each δ of a bank, positive and finite."""
+    assert bank.harm is not None
+    return bank.harm.detach().float().cpu().nan_to_num(0.0, posinf=1e6).clamp(1e-3, 1e6)
+
+
+def _joined(first: AscentResult, second: AscentResult) -> AscentResult:
+    """One bank of two; of a pair of statuses, the worse."""
+    assert first.harm is not None
+    assert second.harm is not None
+    order: tuple[AscentStatus, ...] = ("not_finite", "no_gain", "ascended")
+    return AscentResult(
+        torch.cat([first.delta, second.delta]),
+        second.trace,
+        min(first.status, second.status, key=order.index),
+        torch.cat([first.harm, second.harm]),
+    )
 
 
 def ascend_from_many(
@@ -66,8 +173,9 @@ def ascend_from_many(
     theta: Theta,
     ball: Ball,
     settings: MultiStart,
-    generator: torch.Generator,
+    windows: list[Window],
     *,
+    enough: float = math.inf,
     clip: bool = True,
     micro_batch: int | None = None,
     ranks: Ranks | None = None,
@@ -77,23 +185,24 @@ def ascend_from_many(
     Args:
         draw: n ↦ n clean images (n, C, H, W) and labels (n,).
         shape: (C, H, W).
-        generator: of the tilings; on the CPU, so that every device gets the same.
+        windows: K of them, one a start.
+        enough: a start whose mean loss is above this many nats stands still.
         micro_batch: most images in one pass.
         ranks: processes that share the starts: each differentiates its own and has the others' from theirs. Starts do
             not meet before the outer step, so sharing them, and not their images, leaves every δ what it is alone.
 
     Returns:
-        A bank: ``delta`` (K, C, H, W) and the loss of each, ``harm`` (K,), as last seen by its ascent.
+        A bank: ``delta`` (K, C, H, W) and the loss of each, ``harm`` (K,), on images its ascent has not seen.
     """
     device = theta[0].device
-    regions, rows, columns = (x.to(device, theta[0].dtype) for x in _regions(settings, shape, generator))
-    whole = (torch.arange(settings.count) >= settings.count - settings.whole).to(device).view(-1, 1, 1, 1)
-    delta = torch.zeros(settings.count, *shape, device=device, dtype=theta[0].dtype)
+    regions, rows, columns = (x.to(device, theta[0].dtype) for x in _regions(windows, shape))
+    whole = torch.tensor([window.whole for window in windows], device=device).view(-1, 1, 1, 1)
+    delta = torch.zeros(len(windows), *shape, device=device, dtype=theta[0].dtype)
     reach, inside = settings.whole_share * ball.radius, type(ball)(settings.whole_share * ball.radius)
     sound = torch.ones((), dtype=torch.bool, device=device)
-    losses, harm = [], torch.zeros(settings.count, device=device, dtype=theta[0].dtype)
+    losses = []
     for step in range(settings.steps):
-        images, labels = draw(settings.count * settings.images)
+        images, labels = draw(len(windows) * settings.images)
         harm, gradient = _climb(network, images, labels, delta, theta, clip, micro_batch, ranks)
         losses.append(harm.mean())
         gradient = torch.einsum("kab,kcbd,ked->kcae", rows, gradient, columns) * regions
@@ -101,14 +210,15 @@ def ascend_from_many(
         norms = gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny).view(-1, 1, 1, 1)
         move = torch.where(whole, 2.5 * reach * share * gradient / norms, settings.reach * share * gradient.sign())
         sound = sound & gradient.isfinite().all()
-        climbing = (harm < settings.enough).view(-1, 1, 1, 1)
+        climbing = (harm < enough).view(-1, 1, 1, 1)
         moved = (delta + move * climbing).clamp(-1.0, 1.0)
         moved = torch.stack(
-            [(inside if k >= settings.count - settings.whole else ball).project(one) for k, one in enumerate(moved)]
+            [(inside if window.whole else ball).project(one) for window, one in zip(windows, moved, strict=True)]
         )
         delta = torch.where(sound, moved, delta)
-    trace = torch.stack(losses)
-    climbed = (trace[-1] > trace[0]) | (trace[-1] >= settings.enough)
+    harm, _ = _climb(network, *draw(len(windows) * settings.images), delta, theta, clip, micro_batch, ranks)
+    trace = torch.stack([*losses, harm.mean()])
+    climbed = (trace[-1] > trace[0]) | (trace[-1] >= enough)
     finite, higher = torch.stack([sound, climbed]).tolist()  # the one read of an ascent
     status: AscentStatus = "not_finite" if not finite else "ascended" if higher else "no_gain"
     return AscentResult(delta, trace, status, harm)
@@ -153,23 +263,18 @@ def _harm(network: Network, images: Tensor, labels: Tensor, delta: Tensor, theta
     return [losses.detach().view(-1, each).mean(dim=1), gradient]
 
 
-def _regions(settings: MultiStart, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Masks (K, 1, H, W) of the regions, and averaging over cells along each side, (K, H, H) and (K, W, W)."""
+def _regions(windows: list[Window], shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
+    """Masks (K, 1, H, W) of the windows, and averaging over cells along each side, (K, H, H) and (K, W, W)."""
     _, height, width = shape
-
-    def number(high: int) -> int:
-        return int(torch.randint(high, (1,), generator=generator))
-
-    down = torch.arange(height).roll(number(math.ceil(height / settings.tiles))) * settings.tiles // height
-    across = torch.arange(width).roll(number(math.ceil(width / settings.tiles))) * settings.tiles // width
-    tile = down[:, None] * settings.tiles + across
-    tiles = torch.stack([tile == index for index in range(settings.tiles**2)])
-    masks = torch.cat([tiles, tiles, torch.ones(settings.whole, height, width, dtype=torch.bool)])
-    count = settings.tiles**2
-    cells = [1] * count + [settings.cells[number(len(settings.cells))] for _ in range(count)] + [1] * settings.whole
-    offsets = [(number(cell), number(cell)) for cell in cells]
-    rows = torch.stack([_average(height, cell, offset[0]) for cell, offset in zip(cells, offsets, strict=True)])
-    columns = torch.stack([_average(width, cell, offset[1]) for cell, offset in zip(cells, offsets, strict=True)])
+    down, across = torch.arange(height), torch.arange(width)
+    masks = torch.stack(
+        [
+            ((down >= w.top) & (down < w.top + w.height))[:, None] & ((across >= w.left) & (across < w.left + w.width))
+            for w in windows
+        ]
+    )
+    rows = torch.stack([_average(height, w.cell, w.offset[0]) for w in windows])
+    columns = torch.stack([_average(width, w.cell, w.offset[1]) for w in windows])
     return masks[:, None], rows, columns
 
 

@@ -20,8 +20,8 @@ from ibau_defense.guard import Guard, hold_back
 from ibau_defense.implicit import Response, response_product
 from ibau_defense.objective import Network, Objective, Theta, UniversalLoss, value_and_gradients
 from ibau_defense.parallel import ranks_from
-from ibau_defense.recipes import RECIPES, Recipe
-from ibau_defense.starts import ascend_from_many
+from ibau_defense.recipes import RECIPES, Recipe, Sharp
+from ibau_defense.starts import Search, Window, ascend_from_many, harm_weights
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -141,7 +141,7 @@ class _Run:
         )
         self.generator = torch.Generator().manual_seed(ibau.seed)
         self.parameters = list(self.network.module.parameters())
-        self.taken = 0
+        self.taken, self.descended, self.sharp = 0, 0, cast("Sharp | None", None)
         optimizer = torch.optim.Adam if recipe.outer_optimizer == "adam" else torch.optim.SGD
         self.optimizer = optimizer(self.parameters, lr=recipe.outer_lr)
         self.status, self.reason = "ok", cast("str | None", None)
@@ -157,7 +157,8 @@ class _Run:
             self.guard = Guard(recipe.guard, self.network, self.optimizer, self.images[held], labels[held], self.ranks)
             self.images, self.labels = self.images[kept], labels[kept]
         _check_carriers(recipe, len(self.images))
-        bank = recipe.starts.count * recipe.starts.images if recipe.starts else 0
+        self.search = Search(recipe.starts, self.images.shape[1:], self.generator) if recipe.starts else None
+        bank = 2 * recipe.starts.focused * recipe.starts.images if recipe.starts else 0
         largest = max(recipe.batch_size or len(self.images), bank)
         probe = UniversalLoss(self.network, self.images[:2], self.labels[:2], clip=recipe.clip)
         self.micro_batch = ibau.micro_batch or micro_batch(probe, largest)
@@ -252,10 +253,13 @@ class _Run:
             weight = 1.0
             if recipe.implicit_share is not None and report.implicit_norm > 0:
                 weight = recipe.implicit_share * report.direct_norm / report.implicit_norm
-            self._descend(
-                direct if implicit is None else tuple(a + weight * b for a, b in zip(direct, implicit, strict=True)),
-                recipe.rate(progress) * (self.guard.rate if self.guard else 1.0),
-            )
+            total = direct if implicit is None else tuple(a + weight * b for a, b in zip(direct, implicit, strict=True))
+            slower = self.guard.rate if self.guard else 1.0
+            if self.sharp and recipe.phase(progress) == 0:
+                self._move(total, self.sharp.step * slower)
+            else:
+                self._descend(total, recipe.rate(progress, self.descended) * slower)
+                self.descended += 1
         return replace(report, seconds=time.perf_counter() - started)
 
     def _inner(self, outer: UniversalLoss) -> UniversalLoss:
@@ -265,6 +269,14 @@ class _Run:
             images, labels = images[outer.carriers], labels[outer.carriers]
             assignment = None if assignment is None else assignment[outer.carriers]
         return self._loss(images, labels, penalty=self.recipe.penalty, assignment=assignment)
+
+    @torch.no_grad()
+    def _move(self, gradient: Theta, share: float) -> None:
+        """A step along −gradient of a length that is this share of ‖θ‖."""
+        norms = torch.stack([torch.stack([x.norm() for x in group]).norm() for group in (self.parameters, gradient)])
+        scale = share * norms[0] / norms[1].clamp(min=torch.finfo(norms.dtype).tiny)
+        for parameter, piece in zip(self.parameters, gradient, strict=True):
+            parameter.sub_(scale * piece)
 
     def _descend(self, gradient: Theta, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -276,11 +288,8 @@ class _Run:
 
     def _ascend(self, batches: list[tuple[Tensor, Tensor]]) -> AscentResult:
         recipe, theta = self.recipe, self.network.theta
-        if recipe.starts:
-            return ascend_from_many(
-                self.network, self._draw, self.images.shape[1:], theta, self.ibau.ball, recipe.starts, self.generator,
-                clip=recipe.clip, micro_batch=self.micro_batch, ranks=self.ranks,
-            )  # fmt: skip
+        if self.search:
+            return self._many(self.search)
         objectives: list[Objective] = []
         for images, labels in batches:
             if recipe.ascent_labels == "predicted":
@@ -293,6 +302,21 @@ class _Run:
         settings = recipe.ascent if recipe.ascent.steps else replace(recipe.ascent, steps=len(batches))
         start = torch.zeros_like(self.images[0])
         return ascend(objectives, theta, start, self.ibau.ball, settings)
+
+    def _many(self, search: Search) -> AscentResult:
+        """This round's bank; a survey of extreme harm changes how the outer steps go (``Sharp``)."""
+
+        def climb(windows: list[Window], enough: float) -> AscentResult:
+            return ascend_from_many(
+                self.network, self._draw, search.shape, self.network.theta, self.ibau.ball, search.settings, windows,
+                enough=enough, clip=self.recipe.clip, micro_batch=self.micro_batch, ranks=self.ranks,
+            )  # fmt: skip
+
+        bank, sharp = search.bank(climb), self.recipe.sharp
+        if sharp and not self.sharp and search.harm is not None and float(search.harm.max()) > sharp.harm:
+            self.sharp = sharp
+            self.recipe = replace(self.recipe, carriers=sharp.carriers)
+        return bank
 
     def _loss(self, images: Tensor, labels: Tensor, **changes: Any) -> UniversalLoss:
         return UniversalLoss(
@@ -317,12 +341,11 @@ class _Run:
         """Which δ of a bank each image would carry: the harmful ones more often."""
         if ascent.harm is None:
             return None
-        weights = ascent.harm.detach().float().cpu().nan_to_num(0.0).clamp(1e-3, 5.0).sqrt()
-        drawn = torch.multinomial(weights, count, replacement=True, generator=self.generator)
+        drawn = torch.multinomial(harm_weights(ascent), count, replacement=True, generator=self.generator)
         return drawn.to(self.images.device)
 
     def _carriers(self, count: int, progress: float) -> Tensor | None:
-        if self.recipe.carriers == 1:
+        if self.recipe.phases == (1.0,):
             return None
         chosen = torch.randperm(count, generator=self.generator)[: self.recipe.carried(count, progress)]
         mask = torch.zeros(count, dtype=torch.bool)
@@ -335,9 +358,10 @@ def _check_carriers(recipe: Recipe, count: int) -> None:
         raise ValueError("images: found none; expected at least one clean image")
     size = min(recipe.batch_size or count, count)
     last = count % size or size
-    if recipe.carried(last) == 0:
+    smallest = min(recipe.phases)
+    if min(recipe.carried(last, phase / len(recipe.phases)) for phase in range(len(recipe.phases))) == 0:
         raise ValueError(
-            f"carriers: {recipe.carriers} of a mini-batch of {last} images is none, so delta would be added to no "
+            f"carriers: {smallest} of a mini-batch of {last} images is none, so delta would be added to no "
             f"image; expected a share of at least {1 / last:.3g}, or a clean size ({count}) that is a multiple of a "
-            f"batch size of at least {round(1 / recipe.carriers)}"
+            f"batch size of at least {round(1 / smallest)}"
         )

@@ -37,7 +37,7 @@ RECIPES: dict[str, Recipe] = {
     "fast": replace(
         FAST,
         rounds=2, batch_size=9, outer_steps=3, autocast=False, outer_optimizer="sgd", outer_lr=0.05,
-        starts=MultiStart(tiles=2, cells=(1, 2), whole=1, images=3, steps=3, enough=10.0),
+        starts=MultiStart(side=0.5, cells=(1, 2), whole=1, focused=5, images=3, steps=3, enough=10.0),
         guard=GuardSettings(every=3, loss_rise=5.0, accuracy_drop=1.0, final_drop=1.0),
     ),
 }  # fmt: skip

@@ -12,6 +12,7 @@ from ibau_defense.diagnostics import StepReport
 from ibau_defense.implicit import Response, response_product
 from ibau_defense.objective import value_and_gradients
 from ibau_defense.solvers import SOLVERS, ConjugateGradient, FixedPoint
+from ibau_defense.starts import survey_windows
 
 DEVICE = "meta"  # stands for any device but the CPU
 
@@ -72,10 +73,10 @@ def test_an_ascent_from_many_starts_reads_once(steps: int) -> None:
             index = torch.zeros(count, dtype=torch.int64, device=DEVICE)
             return loss.images[index], loss.labels[index]
 
+        settings, shape = MultiStart(side=0.5, steps=steps), torch.Size((3, 8, 8))
         ascend_from_many(
-            loss.network, draw, torch.Size((3, 8, 8)), loss.network.theta, BALLS["l2"](1.0),
-            MultiStart(tiles=2, steps=steps), torch.Generator(),
-        )  # fmt: skip
+            loss.network, draw, shape, loss.network.theta, BALLS["l2"](1.0), settings, survey_windows(settings, shape)
+        )
     assert seen == ["tolist"]
 
 

@@ -17,6 +17,7 @@ from ibau_defense.ascent import Ascent
 from ibau_defense.implicit import Response, response_product
 from ibau_defense.saved import most_saved
 from ibau_defense.solvers import FixedPoint
+from ibau_defense.starts import survey_windows
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +42,15 @@ def test_the_ascent_keeps_one_gradient_however_many_steps(loss: UniversalLoss, o
 
 def test_many_starts_keep_one_gradient_of_their_batch(loss: UniversalLoss, one_gradient: int) -> None:
     def climb(steps: int) -> int:
-        settings, generator = MultiStart(tiles=1, whole=2, images=4, steps=steps), torch.Generator().manual_seed(0)
+        settings = MultiStart(images=4, steps=steps)
+        windows = survey_windows(settings, loss.images.shape[1:])[:4]
 
         def draw(count: int) -> tuple[Tensor, Tensor]:
             return loss.images[:count], loss.labels[:count]
 
         return most_saved(
             lambda: ascend_from_many(
-                loss.network, draw, loss.images.shape[1:], loss.network.theta, L2Ball(1.0), settings, generator
+                loss.network, draw, loss.images.shape[1:], loss.network.theta, L2Ball(1.0), settings, windows
             )
         )
 

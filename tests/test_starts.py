@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ibau_defense import BALLS, IBAU, L2Ball, MultiStart, Network, UniversalLoss, ascend_from_many
-from ibau_defense.recipes import FAST
-from ibau_defense.starts import _average, _regions
+from ibau_defense.ascent import AscentResult
+from ibau_defense.recipes import FAST, Sharp
+from ibau_defense.starts import Search, Window, _average, _regions, near, survey_windows
 
 
 def images_of(count: int, size: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -29,7 +33,7 @@ class Planted(nn.Module):
             self.columns.weight.copy_(torch.eye(5, 8) * 4)
             self.columns.bias.zero_()
             self.patch.weight.fill_(1.0)
-            self.patch.bias.fill_(-10.0)
+            self.patch.bias.fill_(-7.0)
 
     def forward(self, images: Tensor) -> Tensor:
         plain: Tensor = self.columns(images.mean(dim=(1, 2)))
@@ -37,7 +41,7 @@ class Planted(nn.Module):
         return torch.cat([plain[:, :4], plain[:, 4:] + lit], dim=1)
 
 
-def bank(settings: MultiStart, radius: float = 10.0, ball: str = "l2", micro_batch: int | None = None) -> Tensor:
+def bank(settings: MultiStart, radius: float = 10.0, ball: str = "l2", **options: Any) -> AscentResult:
     images, labels = images_of(64)
     images, network = images.double(), Network(Planted().double())
     generator = torch.Generator().manual_seed(0)
@@ -46,30 +50,41 @@ def bank(settings: MultiStart, radius: float = 10.0, ball: str = "l2", micro_bat
         index = torch.randint(len(images), (count,), generator=generator)
         return images[index], labels[index]
 
+    windows = survey_windows(settings, images.shape[1:])
     found = ascend_from_many(
-        network,
-        draw,
-        images.shape[1:],
-        network.theta,
-        BALLS[ball](radius),
-        settings,
-        generator,
-        micro_batch=micro_batch,
+        network, draw, images.shape[1:], network.theta, BALLS[ball](radius), settings, windows, **options
     )
     assert found.harm is not None
-    assert found.harm.shape == (settings.count,) == found.delta.shape[:1]
-    return found.delta
+    assert found.harm.shape == (len(windows),) == found.delta.shape[:1]
+    return found
 
 
-@pytest.mark.parametrize("size", [8, 12, 17])
-def test_the_regions_tile_the_image_twice(size: int) -> None:
-    masks, rows, columns = _regions(MultiStart(tiles=3, whole=2), torch.Size((3, size, size + 1)), torch.Generator())
-    assert masks.shape == (20, 1, size, size + 1)
-    for part in (masks[:9], masks[9:18]):
-        assert torch.equal(part.sum(dim=0), torch.ones(1, size, size + 1, dtype=torch.long))
-    assert bool(masks[18:].all())
-    assert torch.equal(rows[:9], torch.eye(size).expand(9, -1, -1))
-    torch.testing.assert_close(columns.sum(dim=2), torch.ones(20, size + 1))
+@given(st.integers(4, 40), st.integers(4, 40), st.floats(0.05, 1.0), st.integers(0, 3))
+def test_a_survey_covers_every_patch_of_half_a_windows_side(height: int, width: int, side: float, whole: int) -> None:
+    settings = MultiStart(side=side, whole=whole)
+    windows = survey_windows(settings, torch.Size((3, height, width)))
+    masks, rows, _ = _regions(windows, torch.Size((3, height, width)))
+    assert bool(masks[: len(masks) - whole].any(dim=0).all())
+    assert bool(masks[len(masks) - whole :].all())
+    assert sum(window.whole for window in windows) == whole
+    assert torch.equal(rows, torch.eye(height).expand_as(rows))
+    first = windows[0]
+    for top in range(height - first.height // 2 + 1):
+        patch = range(top, top + first.height // 2)
+        assert any({*patch} <= {*range(w.top, w.top + w.height)} for w in windows)
+
+
+@given(st.integers(0, 2**31))
+def test_a_window_nearby_lies_in_the_image_and_overlaps(seed: int) -> None:
+    shape, generator = torch.Size((3, 32, 20)), torch.Generator().manual_seed(seed)
+    window = Window(24, 0, 8, 5)
+    moved = near(window, MultiStart(), shape, generator)
+    assert 0 <= moved.top <= 24
+    assert 0 <= moved.left <= 15
+    assert abs(moved.top - window.top) <= 2
+    assert (moved.height, moved.width) == (8, 5)
+    entire = Window(0, 0, 32, 20, whole=True)
+    assert near(entire, MultiStart(), shape, generator) == entire
 
 
 def test_a_cell_is_replaced_by_its_mean() -> None:
@@ -81,28 +96,63 @@ def test_a_cell_is_replaced_by_its_mean() -> None:
 @pytest.mark.parametrize("ball", ["l2", "linf", "l1"])
 @pytest.mark.parametrize("radius", [0.0, 0.5, 10.0])
 def test_every_delta_is_in_the_ball(ball: str, radius: float) -> None:
-    for delta in bank(MultiStart(tiles=2), radius, ball):
+    for delta in bank(MultiStart(side=0.5), radius, ball).delta:
         assert BALLS[ball](radius).contains(delta)
 
 
 def test_micro_batches_do_not_change_the_bank() -> None:
-    settings = MultiStart(tiles=2, images=2)
-    torch.testing.assert_close(bank(settings), bank(settings, micro_batch=3))
+    settings = MultiStart(side=0.5, images=2)
+    torch.testing.assert_close(bank(settings).delta, bank(settings, micro_batch=3).delta)
 
 
-def test_some_start_finds_the_planted_patch() -> None:
+def test_the_survey_finds_the_planted_patch() -> None:
     images, _ = images_of(64, seed=1)
-    deltas = bank(MultiStart(tiles=4, steps=6, enough=50.0))
+    settings = MultiStart(whole=0)
+    found, windows = bank(settings), survey_windows(settings, images.shape[1:])
+    assert found.harm is not None
+    best = int(found.harm.argmax())
+    assert (windows[best].top, windows[best].left) == (6, 6)
     with torch.no_grad():
-        hits = torch.stack(
-            [(Planted()((images + one.float()).clamp(0, 1)).argmax(1) == 4).float().mean() for one in deltas]
-        )
-    assert float(hits.max()) > 0.95
+        hits = (Planted()((images + found.delta[best].float()).clamp(0, 1)).argmax(1) == 4).float().mean()
+    assert float(hits) > 0.95
     assert float((Planted()(images).argmax(1) == 4).float().mean()) < 0.4
 
 
+def test_the_focused_starts_climb_where_the_survey_found_harm() -> None:
+    settings, shape, asked = MultiStart(focused=50, every=2, whole=0), torch.Size((3, 8, 8)), []
+
+    def climb(windows: list[Window], enough: float) -> AscentResult:
+        asked.append((windows, enough))
+        harm = torch.tensor([100.0 if (w.top, w.left) == (6, 6) else 0.01 for w in windows])
+        return AscentResult(torch.zeros(len(windows), *shape), torch.zeros(2), "ascended", harm)
+
+    search = Search(settings, shape, torch.Generator().manual_seed(0))
+    first, kept, second = (search.bank(climb) for _ in range(3))
+    assert [enough for _, enough in asked] == [float("inf"), 20.0, 20.0]
+    assert len(first.delta) == len(asked[0][0]) + 50
+    assert len(second.delta) == 50
+    assert kept is first
+    assert sum(w.top >= 5 and w.left >= 5 for w in asked[2][0]) >= 45
+
+
 def test_a_start_that_is_harmful_enough_stands_still() -> None:
-    assert not bank(MultiStart(enough=1e-9)).any()
+    assert not bank(MultiStart(), enough=1e-9).delta.any()
+
+
+@pytest.mark.parametrize(("harm", "sharp"), [(1e-3, True), (1e5, False)])
+def test_extreme_harm_takes_the_plain_gradient_in_the_first_phase(harm: float, sharp: bool) -> None:
+    images, labels = images_of(60)
+    recipe = replace(
+        FAST, sharp=Sharp(harm=harm, step=0.01, carriers=(0.5, 0.5)), carriers=(0.5, 0.5), rounds=1, outer_steps=2,
+        autocast=False, outer_lr=0.0, guard=None,
+    )  # fmt: skip
+    model = Planted()
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    after = torch.cat(
+        [p.flatten() for p in IBAU(L2Ball(2.0), recipe).unlearn(model, images, labels).model.parameters()]
+    )
+    moved = float((after - before).norm() / before.norm())
+    assert moved == pytest.approx(0.01 if sharp else 0.0, rel=1e-3)
 
 
 def test_each_image_carries_its_own_delta() -> None:
@@ -125,13 +175,15 @@ def test_the_implicit_term_is_taken_over_the_whole_bank() -> None:
 
 
 def test_a_bank_of_no_starts_is_refused() -> None:
-    with pytest.raises(ValueError, match="tiles"):
-        MultiStart(tiles=0)
+    with pytest.raises(ValueError, match="side"):
+        MultiStart(side=0.0)
 
 
 def test_the_outer_rate_and_the_share_of_carriers_follow_their_schedules() -> None:
     assert FAST.rate(0.0) == pytest.approx(FAST.outer_lr)
     assert FAST.rate(0.5) == pytest.approx(FAST.outer_lr / 2)
-    assert FAST.carried(100, 0.0) == 80
-    assert FAST.carried(100, 0.5) == 45
+    warmed = replace(FAST, warmup=4)
+    assert [warmed.rate(0.0, step) / FAST.outer_lr for step in range(6)] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+    recipe = replace(FAST, carriers=(0.5, 0.25, 0.1))
+    assert [recipe.carried(100, step / 6) for step in range(6)] == [50, 50, 25, 25, 10, 10]
     assert replace(FAST, schedule="constant").rate(0.9) == FAST.outer_lr

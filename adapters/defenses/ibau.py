@@ -68,6 +68,8 @@ class Ibau(Defense):
         )  # fmt: skip
         given = {name: getattr(self, name) for name in direct if getattr(self, name) is not None}
         ascent = {name: value for name, value in ascent.items() if value is not None}
+        if self.carriers is not None and recipe.sharp:
+            given["sharp"] = replace(recipe.sharp, carriers=(self.carriers,) * len(recipe.sharp.carriers))
         return replace(recipe, ascent=replace(recipe.ascent, **ascent), solver=self._solver(recipe), **given)
 
     def check(self, key: str) -> None:
