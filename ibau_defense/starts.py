@@ -33,8 +33,9 @@ class MultiStart:
         cells: sides in pixels of the cells that change together in a focused start, one drawn for each.
         whole: starts of a survey that climb on the entire image.
         focused: focused starts a round.
-        images: clean images a start sees in each step.
-        steps: T; the steps grow by powers of two, so that a fragile network is not overshot in the first.
+        images: clean images a focused start sees in each step.
+        survey_images: clean images a start of the survey sees in each step.
+        steps: T. Many small steps on few images find the backdoor where few large ones on many do not.
         reach: in a window, how far a pixel can go in all steps together, in pixels of [0, 1].
         whole_share: on the entire image, ‖δ‖ stays under this share of the ball's radius.
         enough: a focused start whose mean loss is above this many nats stands still: harm far beyond it says nothing
@@ -47,19 +48,20 @@ class MultiStart:
     cells: tuple[int, ...] = (1, 1, 2, 4)
     whole: int = 2
     focused: int = 32
-    images: int = 4
-    steps: int = 5
+    images: int = 2
+    survey_images: int = 3
+    steps: int = 10
     reach: float = 1.2
     whole_share: float = 0.3
     enough: float = 20.0
     every: int = 2
 
     def __post_init__(self) -> None:
-        counts = (self.focused, self.images, self.steps, self.every, *self.cells)
+        counts = (self.focused, self.images, self.survey_images, self.steps, self.every, *self.cells)
         if min(counts) < 1 or self.whole < 0 or not self.cells or not 0 < self.side <= 1:
             raise ValueError(
-                f"starts: found {self}; expected a side in (0, 1], and cells, focused, images, steps and every of at "
-                "least 1"
+                f"starts: found {self}; expected a side in (0, 1], and cells, focused, images, survey_images, steps "
+                "and every of at least 1"
             )
 
 
@@ -108,7 +110,7 @@ def near(window: Window, settings: MultiStart, shape: torch.Size, generator: tor
     )
 
 
-Climb = Callable[[list[Window], float], AscentResult]
+Climb = Callable[[list[Window], int, float], AscentResult]
 
 
 @dataclass
@@ -129,7 +131,7 @@ class Search:
     _last: AscentResult | None = field(default=None, init=False)
 
     def bank(self, climb: Climb) -> AscentResult:
-        """This round's maximisers; ``climb`` takes the windows and the harm at which a start stands still."""
+        """This round's maximisers; ``climb`` takes windows, images a step and the harm at which to stand still."""
         if self._last is None or self._rounds % self.settings.every == 0:
             self._last = self._find(climb)
         self._rounds += 1
@@ -139,11 +141,11 @@ class Search:
         windows = survey_windows(self.settings, self.shape)
         survey = None
         if self.harm is None:
-            survey = climb(windows, math.inf)
+            survey = climb(windows, self.settings.survey_images, math.inf)
             self.harm = harm_weights(survey)
         chosen = torch.multinomial(self.harm, self.settings.focused, replacement=True, generator=self.generator)
         around = [near(windows[k], self.settings, self.shape, self.generator) for k in chosen.tolist()]
-        focused = climb(around, self.settings.enough)
+        focused = climb(around, self.settings.images, self.settings.enough)
         return focused if survey is None else _joined(survey, focused)
 
 
@@ -175,6 +177,7 @@ def ascend_from_many(
     settings: MultiStart,
     windows: list[Window],
     *,
+    each: int = 2,
     enough: float = math.inf,
     clip: bool = True,
     micro_batch: int | None = None,
@@ -186,6 +189,7 @@ def ascend_from_many(
         draw: n ↦ n clean images (n, C, H, W) and labels (n,).
         shape: (C, H, W).
         windows: K of them, one a start.
+        each: clean images a start sees in each step.
         enough: a start whose mean loss is above this many nats stands still.
         micro_batch: most images in one pass.
         ranks: processes that share the starts: each differentiates its own and has the others' from theirs. Starts do
@@ -201,14 +205,13 @@ def ascend_from_many(
     reach, inside = settings.whole_share * ball.radius, type(ball)(settings.whole_share * ball.radius)
     sound = torch.ones((), dtype=torch.bool, device=device)
     losses = []
-    for step in range(settings.steps):
-        images, labels = draw(len(windows) * settings.images)
+    for _ in range(settings.steps):
+        images, labels = draw(len(windows) * each)
         harm, gradient = _climb(network, images, labels, delta, theta, clip, micro_batch, ranks)
         losses.append(harm.mean())
         gradient = torch.einsum("kab,kcbd,ked->kcae", rows, gradient, columns) * regions
-        share = 2.0**step / (2.0**settings.steps - 1)
         norms = gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny).view(-1, 1, 1, 1)
-        move = torch.where(whole, 2.5 * reach * share * gradient / norms, settings.reach * share * gradient.sign())
+        move = torch.where(whole, 2.5 * reach * gradient / norms, settings.reach * gradient.sign()) / settings.steps
         sound = sound & gradient.isfinite().all()
         climbing = (harm < enough).view(-1, 1, 1, 1)
         moved = (delta + move * climbing).clamp(-1.0, 1.0)
@@ -216,7 +219,7 @@ def ascend_from_many(
             [(inside if window.whole else ball).project(one) for window, one in zip(windows, moved, strict=True)]
         )
         delta = torch.where(sound, moved, delta)
-    harm, _ = _climb(network, *draw(len(windows) * settings.images), delta, theta, clip, micro_batch, ranks)
+    harm, _ = _climb(network, *draw(len(windows) * each), delta, theta, clip, micro_batch, ranks)
     trace = torch.stack([*losses, harm.mean()])
     climbed = (trace[-1] > trace[0]) | (trace[-1] >= enough)
     finite, higher = torch.stack([sound, climbed]).tolist()  # the one read of an ascent

@@ -158,7 +158,7 @@ class _Run:
             self.images, self.labels = self.images[kept], labels[kept]
         _check_carriers(recipe, len(self.images))
         self.search = Search(recipe.starts, self.images.shape[1:], self.generator) if recipe.starts else None
-        bank = 2 * recipe.starts.focused * recipe.starts.images if recipe.starts else 0
+        bank = 64 * recipe.starts.survey_images if recipe.starts else 0
         largest = max(recipe.batch_size or len(self.images), bank)
         probe = UniversalLoss(self.network, self.images[:2], self.labels[:2], clip=recipe.clip)
         self.micro_batch = ibau.micro_batch or micro_batch(probe, largest)
@@ -304,16 +304,16 @@ class _Run:
         return ascend(objectives, theta, start, self.ibau.ball, settings)
 
     def _many(self, search: Search) -> AscentResult:
-        """This round's bank; a survey of extreme harm changes how the outer steps go (``Sharp``)."""
+        """This round's bank; harm all over the image changes how the outer steps go (``Sharp``)."""
 
-        def climb(windows: list[Window], enough: float) -> AscentResult:
+        def climb(windows: list[Window], each: int, enough: float) -> AscentResult:
             return ascend_from_many(
                 self.network, self._draw, search.shape, self.network.theta, self.ibau.ball, search.settings, windows,
-                enough=enough, clip=self.recipe.clip, micro_batch=self.micro_batch, ranks=self.ranks,
+                each=each, enough=enough, clip=self.recipe.clip, micro_batch=self.micro_batch, ranks=self.ranks,
             )  # fmt: skip
 
         bank, sharp = search.bank(climb), self.recipe.sharp
-        if sharp and not self.sharp and search.harm is not None and float(search.harm.max()) > sharp.harm:
+        if sharp and not self.sharp and search.harm is not None and float(search.harm.median()) > sharp.harm:
             self.sharp = sharp
             self.recipe = replace(self.recipe, carriers=sharp.carriers)
         return bank

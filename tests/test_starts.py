@@ -121,14 +121,14 @@ def test_the_survey_finds_the_planted_patch() -> None:
 def test_the_focused_starts_climb_where_the_survey_found_harm() -> None:
     settings, shape, asked = MultiStart(focused=50, every=2, whole=0), torch.Size((3, 8, 8)), []
 
-    def climb(windows: list[Window], enough: float) -> AscentResult:
-        asked.append((windows, enough))
+    def climb(windows: list[Window], each: int, enough: float) -> AscentResult:
+        asked.append((windows, each, enough))
         harm = torch.tensor([100.0 if (w.top, w.left) == (6, 6) else 0.01 for w in windows])
         return AscentResult(torch.zeros(len(windows), *shape), torch.zeros(2), "ascended", harm)
 
     search = Search(settings, shape, torch.Generator().manual_seed(0))
     first, kept, second = (search.bank(climb) for _ in range(3))
-    assert [enough for _, enough in asked] == [float("inf"), 20.0, 20.0]
+    assert [(each, enough) for _, each, enough in asked] == [(3, float("inf")), (2, 20.0), (2, 20.0)]
     assert len(first.delta) == len(asked[0][0]) + 50
     assert len(second.delta) == 50
     assert kept is first
@@ -140,7 +140,7 @@ def test_a_start_that_is_harmful_enough_stands_still() -> None:
 
 
 @pytest.mark.parametrize(("harm", "sharp"), [(1e-3, True), (1e5, False)])
-def test_extreme_harm_takes_the_plain_gradient_in_the_first_phase(harm: float, sharp: bool) -> None:
+def test_harm_all_over_takes_the_plain_gradient_in_the_first_phase(harm: float, sharp: bool) -> None:
     images, labels = images_of(60)
     recipe = replace(
         FAST, sharp=Sharp(harm=harm, step=0.01, carriers=(0.5, 0.5)), carriers=(0.5, 0.5), rounds=1, outer_steps=2,
