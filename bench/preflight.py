@@ -57,7 +57,8 @@ def check_data(plan: SweepPlan, cache_dir: Path) -> dict[str, float]:
         if (cell.dataset, cell.model) not in weights:
             weights[cell.dataset, cell.model] = _weight(cell.model, data)
         epochs = cell.training.epochs if cell.training else 0
-        costs[cell.victim_id] = weights[cell.dataset, cell.model] * len(data.train.labels) * epochs
+        copies = len(cell.targets) if cell.mix == "united" else 1
+        costs[cell.victim_id] = weights[cell.dataset, cell.model] * len(data.train.labels) * copies * epochs
     return costs
 
 
@@ -69,10 +70,13 @@ def distinct_victims(cells: tuple[Cell, ...]) -> list[Cell]:
 def _check_victim(plan: SweepPlan, cell: Cell, data: ImageTensors) -> None:
     maps = []
     for spec, target, key in _triggers(cell):
-        attacks.build(spec, data.image_shape, 0, plan.key(key))
+        if not attacks.needs_fit(spec):
+            attacks.build(spec, data.image_shape, 0, plan.key(key))
         maps.append(attacks.label_map(target, data.num_classes, plan.key(_target_key(key))))
     if cell.poison_ratio is not None:
-        attacks.poison_count(data.train.labels, maps, cell.poison_ratio, plan.key("poison_ratio"))
+        sharing = [[one] for one in maps] if cell.mix == "united" else [maps]
+        for together in sharing:
+            attacks.poison_count(data.train.labels, together, cell.poison_ratio, plan.key("poison_ratio"))
     if cell.victim is not None:
         path = Path(cell.victim.checkpoint)
         model = models.build(cell.model, data.num_classes, data.image_shape)
