@@ -110,16 +110,25 @@ class CellRunner:
         self._data: _Recent[ImageTensors] = _Recent(2)
         self._prepared: _Recent[Prepared] = _Recent(2)
 
+    def prepare_victim(self, cell: Cell) -> Victim:
+        """The victim of ``cell`` with its triggers and scores; for a cell without an attack the clean model alone."""
+        if cell.is_clean:
+            return self._victims.get_or_train(cell, self._load(cell), self._device)
+        return self.prepare(cell).victim
+
     def prepare(self, cell: Cell) -> Prepared:
         """The victim of ``cell``, trained if nobody has it yet, and its scores."""
         return self._prepared.get(cell.victim_id, lambda: self._prepare(cell))
 
     def _prepare(self, cell: Cell) -> Prepared:
-        data = self._data.get(cell.dataset, lambda: datasets.load(cell.dataset, self._data_root, self._cache_dir))
+        data = self._load(cell)
         split = split_test(data, derive_seed("split", cell.dataset, cell.seed))
         scorer = Scorer(data, split, self._victims.attacks(cell, data, self._device), self._device)
         victim = self._victims.get_or_train(cell, data, self._device)
         return Prepared(data, split, scorer, victim, self._victims.scores(victim, scorer), scorer.visibility())
+
+    def _load(self, cell: Cell) -> ImageTensors:
+        return self._data.get(cell.dataset, lambda: datasets.load(cell.dataset, self._data_root, self._cache_dir))
 
     def run(self, cell: Cell) -> Record:
         """The record of ``cell``. An exception becomes a record too: of status ``failed``, with its reason."""

@@ -71,13 +71,13 @@ def cell_attacks(cell: Cell, data: ImageTensors, fitter: Fitter | None = None) -
     return tuple(built)
 
 
-def clean_cell(cell: Cell, data: ImageTensors) -> Cell:
+def clean_cell(cell: Cell, image_shape: tuple[int, int, int]) -> Cell:
     """The clean model that optimised triggers of ``cell`` are fitted to, as a cell without an attack.
 
     One for each data set and training settings, whatever the victim's network or repetition: triggers are then the
     same for all of them, as in the paper. Simplified VGG where it takes the images, else ResNet-18.
     """
-    fits = all(side % 8 == 0 for side in data.image_shape[1:])
+    fits = all(side % 8 == 0 for side in image_shape[1:])
     training = cell.training or Training.model_validate(default_training(cell.dataset))
     model = "simplified_vgg" if fits else "resnet18"
     return Cell(dataset=cell.dataset, model=model, training=training, defense={"name": "none"})
@@ -103,6 +103,15 @@ class TriggerStore:
         parts = {"name": name, "settings": _settings(name), "target": target, "clean": clean.victim_id}
         return self.folder / f"{content_hash({'trigger': parts, 'version': FIT_VERSION})}.safetensors"
 
+    def lacks(self, cell: Cell, clean: Cell) -> bool:
+        """Whether some optimised trigger of ``cell`` is still to be fitted to ``clean``."""
+        specs = [one.attack for one in cell.attack] if isinstance(cell.attack, tuple) else [cell.attack]
+        wanted = zip(specs, cell.targets, strict=True)
+        return cell.attack is not None and any(
+            isinstance(name, str) and attacks.needs_fit(name) and not self.path(name, target, clean).exists()
+            for name, target in wanted
+        )
+
     def get_or_fit(
         self, name: str, target: Target, mapping: LabelMap, cell: Cell, data: ImageTensors, device: torch.device
     ) -> attacks.FittedTrigger:
@@ -110,7 +119,7 @@ class TriggerStore:
 
         A damaged file, or one fitted on other images, is noticed, logged and fitted again.
         """
-        clean = clean_cell(cell, data)
+        clean = clean_cell(cell, data.image_shape)
         path = self.path(name, target, clean)
         try:
             return _read(path, data)

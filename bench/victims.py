@@ -20,7 +20,7 @@ from bench.provenance import device_name
 from bench.scoring import Outcomes, Scorer, Scores, fingerprint
 from bench.seeds import derive_seed
 from bench.training import seeded, train
-from bench.triggers import Attack, TriggerStore, attack_hash, cell_attacks
+from bench.triggers import Attack, TriggerStore, attack_hash, cell_attacks, clean_cell
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,11 @@ class VictimStore:
         return cell.victim is not None or (
             self._file(cell, "safetensors").exists() and self._file(cell, "json").exists()
         )
+
+    def clean_model_to_train(self, cell: Cell, image_shape: tuple[int, int, int]) -> Cell | None:
+        """The clean model that a trigger of ``cell`` is still to be fitted to, as a cell, if nobody has trained it."""
+        clean = clean_cell(cell, image_shape)
+        return clean if self._triggers.lacks(cell, clean) and not self.has(clean) else None
 
     def attacks(self, cell: Cell, data: ImageTensors, device: torch.device) -> tuple[Attack, ...]:
         """The triggers of ``cell`` and where they lead; fits those that nobody has fitted yet."""

@@ -97,7 +97,7 @@ def test_one_clean_model_and_one_trigger_for_all_their_cells(tmp_path: Path, wor
     assert other.digest != first.digest
     store.attacks(cell(attack="smooth"), data(), CPU)
     assert work == ["train", "trojan_sq", "trojan_sq", "smooth"]
-    clean = clean_cell(cell(), data())
+    clean = clean_cell(cell(), data().image_shape)
     assert clean.is_clean
     meta = store.get_or_train(clean, data(), CPU).meta
     assert meta["poisoned"] == 0
@@ -108,15 +108,16 @@ def test_one_clean_model_and_one_trigger_for_all_their_cells(tmp_path: Path, wor
 
 
 def test_the_clean_model_follows_images_and_training_alone() -> None:
-    one = clean_cell(cell(), data())
+    one = clean_cell(cell(), data().image_shape)
     assert (one.model, one.training, one.seed) == ("simplified_vgg", cell().training, 0)
-    assert one == clean_cell(cell(seed=5, attack="blend", target=2, model="resnet18", poison_ratio=0.5), data())
-    assert one != clean_cell(cell(training={"epochs": 2, "batch_size": 32}), data())
-    narrow = dataclasses.replace(data(), train=LabelledImages(data().train.images[..., :7], data().train.labels))
-    assert clean_cell(cell(), narrow).model == "resnet18"
+    assert one == clean_cell(
+        cell(seed=5, attack="blend", target=2, model="resnet18", poison_ratio=0.5), data().image_shape
+    )
+    assert one != clean_cell(cell(training={"epochs": 2, "batch_size": 32}), data().image_shape)
+    assert clean_cell(cell(), (3, 8, 7)).model == "resnet18"
     victim = {"checkpoint": "x.pth", "trigger": "smooth", "target": 1}
     bare = cell(attack=None, target=None, poison_ratio=None, training=None, victim=victim)
-    assert clean_cell(bare, data()).training is not None
+    assert clean_cell(bare, data().image_shape).training is not None
 
 
 def test_many_at_once_fit_once(tmp_path: Path, work: list[str]) -> None:
@@ -172,6 +173,20 @@ def test_a_fit_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ValueError, match="the fit of smooth gave values that are not finite"):
         store.attacks(cell(attack="smooth"), data(), CPU)
     assert list((tmp_path / "triggers").glob("*.safetensors")) == []
+
+
+def test_the_clean_model_is_a_job_where_a_trigger_lacks(tmp_path: Path) -> None:
+    store, shape = VictimStore(tmp_path), data().image_shape
+    clean = clean_cell(cell(), shape)
+    several = cell(attack=SEVEN, target=None)
+    assert store.clean_model_to_train(cell(), shape) == store.clean_model_to_train(several, shape) == clean
+    assert store.clean_model_to_train(cell(attack="badnets"), shape) is None
+    store.attacks(cell(), data(), CPU)
+    assert store.clean_model_to_train(several, shape) is None, "it is there"
+    for path in (tmp_path / "victims").iterdir():
+        path.unlink()
+    assert store.clean_model_to_train(cell(), shape) is None, "its trigger is there"
+    assert store.clean_model_to_train(several, shape) == clean
 
 
 def test_nothing_fits_without_a_fitter() -> None:
