@@ -71,6 +71,8 @@ class Cell(Frozen):
     mix: Literal["united", "disjoint"] | None = None
     """How several triggers share the training set: one poisoned copy of it for each, united; or one set, in which no
     image carries two (also what None means)."""
+    clean_label: Literal[True] | None = None
+    """Poison images of the target class and leave their labels as they are."""
     poison_ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
     training: Training | None = None
     victim: CheckpointVictim | None = None
@@ -105,7 +107,18 @@ class Cell(Frozen):
     @property
     def victim_id(self) -> str:
         """Content hash of the parts that decide the poisoned model: shared by cells that differ in the defense."""
-        parts = {"dataset", "model", "attack", "target", "mix", "poison_ratio", "training", "victim", "seed"}
+        parts = {
+            "dataset",
+            "model",
+            "attack",
+            "target",
+            "mix",
+            "clean_label",
+            "poison_ratio",
+            "training",
+            "victim",
+            "seed",
+        }
         return content_hash({"victim_of": self.model_dump(mode="json", include=parts)})
 
     def __hash__(self) -> int:

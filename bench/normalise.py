@@ -93,6 +93,10 @@ class Normaliser:
             cell["mix"] = parts.get("mix", DEFAULT_MIX)
         elif "target" in parts:
             cell["target"] = parts["target"]
+            if parts.get("clean_label") is False:
+                self.used.add("clean_label")
+            elif "clean_label" in parts:
+                cell["clean_label"] = parts["clean_label"]
         else:
             raise UserError("cell.target: found nothing; expected a class number or all_to_all")
         return cell

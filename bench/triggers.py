@@ -59,7 +59,7 @@ def cell_attacks(cell: Cell, data: ImageTensors, fitter: Fitter | None = None) -
         if spec in specs:
             raise UserError(f"{attack_key}: {spec!r} is listed twice; expected triggers that differ")
         specs.append(spec)
-        mapping = attacks.label_map(target, data.num_classes, target_key)
+        mapping = attacks.label_map(target, data.num_classes, target_key, cell.clean_label is True)
         if isinstance(spec, str) and attacks.needs_fit(spec):
             if fitter is None:
                 raise ValueError(f"expected what fits {spec!r}, found nothing")
@@ -85,7 +85,7 @@ def clean_cell(cell: Cell, image_shape: tuple[int, int, int]) -> Cell:
 
 def attack_hash(cell: Cell) -> str:
     """The attack without its strength: a larger poison ratio poisons the images of a smaller one and more."""
-    return content_hash(cell.model_dump(mode="json", include={"attack", "target", "victim"}))
+    return content_hash(cell.model_dump(mode="json", include={"attack", "target", "victim", "clean_label"}))
 
 
 class TriggerStore:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.attacks import AllToAll, AllToOne, build, poison, poison_copies, poison_count
+from adapters.attacks import AllToAll, AllToOne, CleanLabel, build, poison, poison_copies, poison_count
 from adapters.errors import UserError
 from adapters.protocols import LabelledImages, LabelMap
 
@@ -104,6 +104,25 @@ def test_united_copies_are_the_copies_they_stand_for(seed: int, ratio: float, tr
         assert torch.equal(labels[copy, mine], mapping(train.labels[mine]))
     again = poison_copies(train, every, ratio, seed)
     assert all(torch.equal(one, other) for one, other in zip(out, again, strict=True))
+
+
+@light
+@given(ratio=st.floats(0.02, 0.12), seed=st.integers(0, 99))
+def test_clean_label_changes_images_of_the_target_class_and_no_label(ratio: float, seed: int) -> None:
+    train = training_set(seed=seed)
+    out = poison(train, [(build("badnets", SHAPE, 0), CleanLabel(1))], ratio, seed)
+    assert torch.equal(out.labels, train.labels)
+    changed = (out.images != train.images).flatten(1).any(dim=1)
+    assert torch.equal(changed.nonzero().squeeze(1), out.indices)
+    assert len(out.indices) == round(ratio * 80)
+    assert (train.labels[out.indices] == 1).all()
+
+
+def test_clean_label_can_poison_no_more_than_its_class() -> None:
+    labels = torch.arange(40) % 4
+    assert poison_count(labels, CleanLabel(1), 0.25) == 10
+    with pytest.raises(UserError, match=r"expected at most 0.25 \(10 images are of the target class\)"):
+        poison_count(labels, CleanLabel(1), 0.3)
 
 
 def test_one_copy_is_the_plain_setting() -> None:

@@ -160,6 +160,24 @@ def test_several_triggers(folder: Path) -> None:
         _load(folder, tree)
 
 
+def test_clean_label(folder: Path) -> None:
+    tree = tiny_sweep.tree()
+    plain = {cell.victim_id for cell in _load(folder, tree).cells}
+    tree["cell"]["clean_label"] = False
+    assert {cell.victim_id for cell in _load(folder, tree).cells} == plain
+    tree["cell"]["clean_label"] = True
+    cells = _load(folder, tree).cells
+    assert {cell.clean_label for cell in cells} == {True}
+    assert not {cell.victim_id for cell in cells} & plain
+    tree["cell"]["clean_label"] = "yes"
+    with pytest.raises(UserError, match=r"cell\.clean_label: found 'yes'; expected"):
+        _load(folder, tree)
+    tree["cell"] |= {"clean_label": True, "attack": [{"attack": "badnets", "target": 1}]}
+    del tree["cell"]["target"]
+    with pytest.raises(UserError, match=r"cell\.clean_label: unused key"):
+        _load(folder, tree)
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in SWEEPS.glob("*.yaml")))
 def test_every_sweep_file_is_plain_yaml_with_known_keys(name: str) -> None:
     tree = yamlfile.read(SWEEPS / name)

@@ -3,7 +3,7 @@
 from adapters.attacks.fitted import DamagedTriggerError, FittedTrigger, run_fit
 from adapters.attacks.fitting import Fit, FitContext, Pattern
 from adapters.attacks.image_trigger import ImageTrigger, digest
-from adapters.attacks.label_maps import AllToAll, AllToOne, label_map
+from adapters.attacks.label_maps import AllToAll, AllToOne, CleanLabel, label_map
 from adapters.attacks.poisoning import PoisonedSet, poison, poison_copies, poison_count
 from adapters.attacks.triggers import FITS, TRIGGERS, build, check, needs_fit
 from adapters.attacks.visibility import Visibility, visibility
@@ -13,6 +13,7 @@ __all__ = [
     "TRIGGERS",
     "AllToAll",
     "AllToOne",
+    "CleanLabel",
     "DamagedTriggerError",
     "Fit",
     "FitContext",

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adapters.attacks.label_maps import CleanLabel, carriers
 from adapters.errors import UserError
 from adapters.protocols import LabelledImages, LabelMap, Trigger
 
@@ -49,13 +50,13 @@ def poison_count(labels: Tensor, maps: LabelMap | Sequence[LabelMap], ratio: flo
     total, count = len(labels), round(ratio * len(labels))
     # Each attack draws from what the others left: enough remains for the last one if all together take no more
     # than the scarcest has.
-    available = min(int(one.is_poisonable(labels).sum()) for one in maps)
+    available = min(int(carriers(one, labels).sum()) for one in maps)
     most = available // len(maps)
     if count > most:
         each = f" for each of {len(maps)} triggers, no image carrying two" if len(maps) > 1 else ""
         raise UserError(
             f"{key}: found {ratio:g}, {count} of {total} training images; expected at most"
-            f" {_floor(most / total) if total else 0:g}{each} ({available} images are not of the target class)"
+            f" {_floor(most / total) if total else 0:g}{each} ({available} images {_which(maps)})"
         )
     if count < 1:
         raise UserError(
@@ -86,7 +87,7 @@ def poison(
     chosen = []
     for trigger, mapping in attacks:
         order = torch.randperm(len(labels), generator=generator)
-        candidates = order[(free & mapping.is_poisonable(train.labels))[order]]
+        candidates = order[(free & carriers(mapping, train.labels))[order]]
         indices = candidates[:count].sort().values
         free[indices] = False
         chosen.append(indices)
@@ -119,7 +120,7 @@ def poison_copies(
     chosen = []
     for copy, (trigger, mapping) in enumerate(attacks):
         order = torch.randperm(total, generator=generator)
-        indices = order[mapping.is_poisonable(train.labels)[order]][:count].sort().values
+        indices = order[carriers(mapping, train.labels)[order]][:count].sort().values
         stored = total + copy * count + torch.arange(count)
         for place, batch in zip(stored.split(_BATCH), indices.split(_BATCH), strict=True):
             images[place], targets = _poison_batch(trigger, train.images[batch], mapping(train.labels[batch]))
@@ -127,6 +128,12 @@ def poison_copies(
         rows[copy * total + indices] = stored
         chosen.append(copy * total + indices)
     return PoisonedSet(images, labels, torch.cat(chosen), torch.arange(copies).repeat_interleave(count), rows)
+
+
+def _which(maps: Sequence[LabelMap]) -> str:
+    return (
+        "are of the target class" if any(isinstance(one, CleanLabel) for one in maps) else "are not of the target class"
+    )
 
 
 def _poison_batch(trigger: Trigger, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

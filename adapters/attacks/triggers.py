@@ -11,14 +11,21 @@ from adapters.attacks.blend import Blend
 from adapters.attacks.fitting import Fit
 from adapters.attacks.image_trigger import check_image_trigger, load_image_trigger
 from adapters.attacks.invisible import L0Invisible, L2Invisible
+from adapters.attacks.sinusoid import sinusoid
 from adapters.attacks.smooth import Smooth
 from adapters.attacks.trojan import TrojanSquare, TrojanWatermark
+from adapters.attacks.wanet import WaNet
 from adapters.protocols import Trigger
 
 TriggerFactory = Callable[[tuple[int, int, int], int], Trigger]
 """(image_shape as (C, H, W), seed) to a trigger. What a trigger draws, it draws from the seed."""
 
-TRIGGERS: dict[str, TriggerFactory] = {"badnets": BadNets.for_images, "blend": Blend.for_images}
+TRIGGERS: dict[str, TriggerFactory] = {
+    "badnets": BadNets.for_images,
+    "blend": Blend.for_images,
+    "sig": sinusoid,
+    "wanet": WaNet.for_images,
+}
 """The triggers that need nothing but the images' shape; ``adapters.registry.add`` takes in another."""
 
 _FITS: tuple[Fit, ...] = (L0Invisible(), L2Invisible(), Smooth(), TrojanSquare(), TrojanWatermark())
