@@ -59,14 +59,20 @@ class Training(Frozen):
 class Cell(Frozen):
     """Everything that decides a record's figures, and nothing that does not (device, paths, worker count).
 
-    Either ``attack``, ``target``, ``poison_ratio`` and ``training`` are set, or ``victim`` is. ``radius`` is
-    None where the defense does not use it. ``defense`` is its name plus every setting, defaults filled in.
+    Either ``attack``, ``target``, ``poison_ratio`` and ``training`` are set, or ``victim`` is; with ``training``
+    alone it is a clean model. ``radius`` is None where the defense does not use it. ``defense`` is its name plus
+    every setting, defaults filled in.
     """
 
     dataset: str
     model: str
     attack: str | ImageTrigger | tuple[TriggerTarget, ...] | None = None
     target: Target | None = None
+    mix: Literal["united", "disjoint"] | None = None
+    """How several triggers share the training set: one poisoned copy of it for each, united; or one set, in which no
+    image carries two (also what None means)."""
+    clean_label: Literal[True] | None = None
+    """Poison images of the target class and leave their labels as they are."""
     poison_ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
     training: Training | None = None
     victim: CheckpointVictim | None = None
@@ -81,6 +87,19 @@ class Cell(Frozen):
     """The repetition, 0, 1, …; every random choice derives from it and from the cell's parts."""
 
     @property
+    def is_clean(self) -> bool:
+        """Whether it is a clean model: nothing is poisoned."""
+        return self.attack is None and self.victim is None
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Where each trigger leads; empty for a clean model."""
+        if isinstance(self.attack, tuple):
+            return tuple(one.target for one in self.attack)
+        target = self.victim.target if self.victim else self.target
+        return () if target is None else (target,)
+
+    @property
     def id(self) -> str:
         """16 hexadecimal digits: the content hash that names the cell's record."""
         return content_hash(self.model_dump(mode="json"))
@@ -88,7 +107,18 @@ class Cell(Frozen):
     @property
     def victim_id(self) -> str:
         """Content hash of the parts that decide the poisoned model: shared by cells that differ in the defense."""
-        parts = {"dataset", "model", "attack", "target", "poison_ratio", "training", "victim", "seed"}
+        parts = {
+            "dataset",
+            "model",
+            "attack",
+            "target",
+            "mix",
+            "clean_label",
+            "poison_ratio",
+            "training",
+            "victim",
+            "seed",
+        }
         return content_hash({"victim_of": self.model_dump(mode="json", include=parts)})
 
     def __hash__(self) -> int:

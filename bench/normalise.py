@@ -22,6 +22,9 @@ DEFAULT_RADIUS = 10.0
 """C_delta where a defense uses it and the sweep names none: the paper's."""
 
 KNOWN_KEYS = tuple(name for name in Cell.model_fields if name != "seed")
+DEFAULT_MIX = "united"
+"""How several triggers share a training set where the sweep does not say: the paper's way."""
+
 ATTACK_KEYS = frozenset({"attack", "target", "poison_ratio", "training"})
 """What a victim from a checkpoint makes superfluous."""
 
@@ -86,10 +89,16 @@ class Normaliser:
             "poison_ratio": parts["poison_ratio"],
             "training": self._training(parts),
         }
-        if not isinstance(attack, list):
-            if "target" not in parts:
-                raise UserError("cell.target: found nothing; expected a class number or all_to_all")
+        if isinstance(attack, list):
+            cell["mix"] = parts.get("mix", DEFAULT_MIX)
+        elif "target" in parts:
             cell["target"] = parts["target"]
+            if parts.get("clean_label") is False:
+                self.used.add("clean_label")
+            elif "clean_label" in parts:
+                cell["clean_label"] = parts["clean_label"]
+        else:
+            raise UserError("cell.target: found nothing; expected a class number or all_to_all")
         return cell
 
     def _training(self, parts: Mapping[str, Any]) -> dict[str, Any]:

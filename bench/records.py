@@ -32,6 +32,30 @@ class _Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
+class TriggerScores(_Row):
+    """One trigger's own figures: ``asr`` and ``ra`` over ``count`` scoring images."""
+
+    trigger: str
+    target: int | Literal["all_to_all"]
+    asr: float
+    ra: float
+    count: int
+
+
+class TriggerFigures(TriggerScores):
+    """A trigger on the victim, and how visible it is (``adapters.attacks.visibility``): means over scoring images.
+
+    ``psnr`` in dB, null where nothing changes. ``digest``: SHA-256 of an optimised trigger; null for others.
+    """
+
+    l0: float
+    l2: float
+    linf: float
+    psnr: float | None
+    ssim: float
+    digest: str | None = None
+
+
 class VictimFigures(_Row):
     """The poisoned model before any defense. ``seconds``: its training; null for one from a checkpoint."""
 
@@ -40,6 +64,8 @@ class VictimFigures(_Row):
     asr: float
     ra: float
     seconds: float | None = None
+    triggers: tuple[TriggerFigures, ...] = ()
+    """Each trigger by itself; empty in records written before there were figures of them."""
 
 
 class Passes(_Row):
@@ -81,6 +107,8 @@ class Record(_Row):
     asr_interval: Interval | None = None
     ra: float | None = None
     ra_interval: Interval | None = None
+    triggers: tuple[TriggerScores, ...] = ()
+    """ASR and RA of each trigger after the defense; ``asr`` and ``ra`` are their means."""
     der: float | None = None
     der_interval: Interval | None = None
     error_gap: float | None = None

@@ -17,16 +17,17 @@ import torch
 from torch import nn
 
 from adapters import datasets, defenses
+from adapters.attacks import Visibility
 from adapters.protocols import Defense, DefenseContext, DefenseResult, ImageTensors, LabelledImages, PassCounter
 from bench.cells import Cell, content_hash
 from bench.clock import now
 from bench.memory import PeakMemory
 from bench.provenance import Commit, provenance
-from bench.records import Passes, Record, Status, VictimFigures, jsonable
+from bench.records import Passes, Record, Status, TriggerFigures, TriggerScores, VictimFigures, jsonable
 from bench.scoring import Scorer, Scores, der
 from bench.seeds import derive_seed
 from bench.splits import Split, clean_indices, split_test
-from bench.victims import Victim, VictimStore, cell_attacks
+from bench.victims import Victim, VictimStore
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Prepared(NamedTuple):
     scorer: Scorer
     victim: Victim
     before: Scores
+    visibility: tuple[Visibility, ...]
 
 
 @dataclass
@@ -104,16 +106,25 @@ class CellRunner:
         self._data: _Recent[ImageTensors] = _Recent(2)
         self._prepared: _Recent[Prepared] = _Recent(2)
 
+    def prepare_victim(self, cell: Cell) -> Victim:
+        """The victim of ``cell`` with its triggers and scores; for a cell without an attack the clean model alone."""
+        if cell.is_clean:
+            return self._victims.get_or_train(cell, self._load(cell), self._device)
+        return self.prepare(cell).victim
+
     def prepare(self, cell: Cell) -> Prepared:
         """The victim of ``cell``, trained if nobody has it yet, and its scores."""
         return self._prepared.get(cell.victim_id, lambda: self._prepare(cell))
 
     def _prepare(self, cell: Cell) -> Prepared:
-        data = self._data.get(cell.dataset, lambda: datasets.load(cell.dataset, self._data_root, self._cache_dir))
+        data = self._load(cell)
         split = split_test(data, derive_seed("split", cell.dataset, cell.seed))
-        scorer = Scorer(data, split, cell_attacks(cell, data), self._device)
+        scorer = Scorer(data, split, self._victims.attacks(cell, data, self._device), self._device)
         victim = self._victims.get_or_train(cell, data, self._device)
-        return Prepared(data, split, scorer, victim, self._victims.scores(victim, scorer))
+        return Prepared(data, split, scorer, victim, self._victims.scores(victim, scorer), scorer.visibility())
+
+    def _load(self, cell: Cell) -> ImageTensors:
+        return self._data.get(cell.dataset, lambda: datasets.load(cell.dataset, self._data_root, self._cache_dir))
 
     def run(self, cell: Cell) -> Record:
         """The record of ``cell``. An exception becomes a record too: of status ``failed``, with its reason."""
@@ -127,8 +138,8 @@ class CellRunner:
 
 def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
     """Defend the victim as ``cell`` says and score what comes out. Raises whatever the defense raises."""
-    victim, before = prepared.victim, prepared.before
-    figures = VictimFigures(id=victim.id, acc=before.acc, asr=before.asr, ra=before.ra, seconds=victim.seconds)
+    before = prepared.before
+    figures = _victim_figures(cell, prepared)
     least = cell.min_asr * (before.acc if _is_all_to_all(cell) else 1.0)
     if before.asr < least:
         why = f"the victim's ASR is {before.asr:.4f}; expected at least {least:.4f} (min_asr {cell.min_asr:g})"
@@ -154,6 +165,7 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
         asr_interval=after.asr_interval,
         ra=after.ra,
         ra_interval=after.ra_interval,
+        triggers=tuple(TriggerScores(**row) for row in _rows(cell, after)),
         der=rating.value,
         der_interval=rating.interval,
         error_gap=gap.value if gap else None,
@@ -164,6 +176,31 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
         passes=run.passes,
         rounds=tuple(run.rounds),
     )
+
+
+def _victim_figures(cell: Cell, prepared: Prepared) -> VictimFigures:
+    victim, before = prepared.victim, prepared.before
+    digests = [getattr(trigger, "digest", None) for trigger, _ in prepared.scorer.attacks]
+    triggers = [
+        TriggerFigures(**row, **seen._asdict(), digest=digest)
+        for row, seen, digest in zip(_rows(cell, before), prepared.visibility, digests, strict=True)
+    ]
+    return VictimFigures(
+        id=victim.id,
+        acc=before.acc,
+        asr=before.asr,
+        ra=before.ra,
+        seconds=victim.seconds,
+        triggers=tuple(triggers),
+    )
+
+
+def _rows(cell: Cell, scores: Scores) -> list[dict[str, Any]]:
+    """What each trigger reaches by itself, as the fields of ``TriggerScores``."""
+    return [
+        {"trigger": name, "target": target, "asr": asr, "ra": ra, "count": count}
+        for (name, asr, ra, count), target in zip(scores.per_trigger, cell.targets, strict=True)
+    ]
 
 
 class _Run(NamedTuple):
@@ -266,10 +303,7 @@ def _defense_seed(cell: Cell) -> int:
 
 
 def _is_all_to_all(cell: Cell) -> bool:
-    targets = [cell.victim.target if cell.victim else cell.target]
-    if isinstance(cell.attack, tuple):
-        targets = [one.target for one in cell.attack]
-    return "all_to_all" in targets
+    return "all_to_all" in cell.targets
 
 
 def _has_effect(before: Scores, after: Scores) -> bool:

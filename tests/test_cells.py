@@ -70,6 +70,8 @@ CHANGES: dict[str, Any] = {
     "model": "resnet18",
     "attack": "other",
     "target": 11,
+    "mix": "united",
+    "clean_label": True,
     "poison_ratio": 0.95,
     "training": {"epochs": 77},
     "min_asr": 0.25,
@@ -79,7 +81,7 @@ CHANGES: dict[str, Any] = {
     "time_limit": 5.0,
     "seed": 1000,
 }
-VICTIM_KEYS = {"dataset", "model", "attack", "target", "poison_ratio", "training", "seed"}
+VICTIM_KEYS = {"dataset", "model", "attack", "target", "mix", "clean_label", "poison_ratio", "training", "seed"}
 
 
 @given(cells(), st.sampled_from(sorted(CHANGES)))
