@@ -90,6 +90,8 @@ class Record(_Row):
     peak_memory_bytes: int | None = None
     passes: Passes | None = None
     rounds: tuple[dict[str, Any], ...] = ()
+    details: dict[str, Any] = {}
+    """What the defense itself found: detected classes, recovered triggers, ε (``docs/defenses.md``)."""
     provenance: Provenance | None = None
 
     def line(self) -> bytes:

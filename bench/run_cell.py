@@ -167,6 +167,7 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
         peak_memory_bytes=run.peak_memory,
         passes=run.passes,
         rounds=tuple(run.rounds),
+        details=jsonable(run.result.details),
     )
 
 
