@@ -77,6 +77,8 @@ class Cell(Frozen):
     defense: dict[str, Any]
     time_limit: Annotated[float, Field(gt=0)] | None = None
     """Seconds after which a defense stops with what it has."""
+    evasion_radius: Annotated[float, Field(ge=0)] | None = None
+    """Where given, the defended model's accuracy under ℓ2 PGD of this radius is measured too (``bench.evasion``)."""
     seed: Annotated[int, Field(ge=0)] = 0
     """The repetition, 0, 1, …; every random choice derives from it and from the cell's parts."""
 

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 Attack = tuple[Trigger, LabelMap]
 
+NOT_OF_THE_VICTIM = {"defense", "clean_size", "radius", "min_asr", "time_limit", "evasion_radius"}
+"""A cell's keys that say nothing of the poisoned model."""
+
 
 @dataclass(frozen=True)
 class Victim:
@@ -130,7 +133,7 @@ class VictimStore:
     def _from_checkpoint(self, cell: Cell, data: ImageTensors, device: torch.device) -> Victim:
         assert cell.victim is not None
         path = Path(cell.victim.checkpoint)
-        model = _new_model(cell, data)
+        model = new_model(cell, data)
         checkpoints.load_into(model, path)
         sha256 = attacks.digest([path], "cell.victim.checkpoint")
         meta = {"checkpoint": str(path), "sha256": sha256, "training": {"seconds": 0.0}}
@@ -146,7 +149,7 @@ class VictimStore:
         if not isinstance(meta.get("training"), dict) or "seconds" not in meta["training"]:
             raise files.DamagedVictimError("its metadata lack the training report")
         state = files.read_state(self._file(cell, "safetensors"), meta.get("sha256"))
-        model = _new_model(cell, data)
+        model = new_model(cell, data)
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
@@ -156,11 +159,10 @@ class VictimStore:
     def _train(
         self, cell: Cell, data: ImageTensors, device: torch.device, on_epoch: Callable[[int, int], None] | None
     ) -> Victim:
-        if cell.training is None or cell.poison_ratio is None:
-            raise ValueError("expected a cell with a poison ratio and training settings")
-        seed = derive_seed("poison", cell.dataset, _attack_hash(cell), cell.seed)
-        poisoned = attacks.poison(data.train, cell_attacks(cell, data), cell.poison_ratio, seed)
-        model = _new_model(cell, data)
+        if cell.training is None:
+            raise ValueError("expected a cell with training settings")
+        poisoned = poisoned_training_set(cell, data)
+        model = new_model(cell, data)
         seed = derive_seed("order", cell.dataset, cell.model, cell.seed)
         progress = on_epoch or (lambda epoch, epochs: None)
         report = train(model, poisoned.images, poisoned.labels, cell.training, device, seed, progress)
@@ -169,7 +171,7 @@ class VictimStore:
         meta = {
             "schema": SCHEMA_VERSION,
             "id": cell.victim_id,
-            "cell": cell.model_dump(mode="json", exclude={"defense", "clean_size", "radius", "min_asr", "time_limit"}),
+            "cell": cell.model_dump(mode="json", exclude=NOT_OF_THE_VICTIM),
             "data": fingerprint(data.train),
             "poisoned": len(poisoned.indices),
             "training": report._asdict(),
@@ -181,7 +183,15 @@ class VictimStore:
         return Victim(cell.victim_id, model, meta)
 
 
-def _new_model(cell: Cell, data: ImageTensors) -> nn.Module:
+def poisoned_training_set(cell: Cell, data: ImageTensors) -> attacks.PoisonedSet:
+    """What the victim of ``cell`` is trained on; the same on every call."""
+    if cell.poison_ratio is None:
+        raise ValueError("expected a cell with a poison ratio: a victim from a checkpoint brings no training data")
+    seed = derive_seed("poison", cell.dataset, _attack_hash(cell), cell.seed)
+    return attacks.poison(data.train, cell_attacks(cell, data), cell.poison_ratio, seed)
+
+
+def new_model(cell: Cell, data: ImageTensors) -> nn.Module:
     """Initial weights derive from data set, model and repetition: cells that differ in the attack start alike."""
     with seeded(derive_seed("init", cell.dataset, cell.model, cell.seed), torch.device("cpu")):
         return models.build(cell.model, data.num_classes, data.image_shape)
