@@ -1,4 +1,4 @@
-"""A second opinion on a defended model: its accuracy under an evasion attack, foolbox' projected gradient descent in ℓ2."""
+"""A second opinion on a defended model: its accuracy under foolbox' projected gradient descent in ℓ2."""
 
 from __future__ import annotations
 

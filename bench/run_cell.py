@@ -18,7 +18,13 @@ from torch import nn
 
 from adapters import datasets, defenses
 from adapters.protocols import (
-    Defense, DefenseContext, DefenseResult, ImageTensors, LabelledImages, PassCounter, TrainingContext,
+    Defense,
+    DefenseContext,
+    DefenseResult,
+    ImageTensors,
+    LabelledImages,
+    PassCounter,
+    TrainingContext,
 )  # fmt: skip
 from bench.cells import Cell, content_hash
 from bench.evasion import evasion_accuracy

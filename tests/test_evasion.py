@@ -10,11 +10,14 @@ from bench.evasion import IMAGES, evasion_accuracy
 
 
 def half_plane() -> nn.Module:
-    """Class 1 where the sum of pixels exceeds half their number: the ℓ2 distance to the boundary is known."""
+    """Class 1 where the sum of pixels exceeds half their number: the ℓ2 distance to the boundary is known.
+
+    Logits are small enough for the softmax not to saturate: a gradient of zero would hide the boundary.
+    """
     linear = nn.Linear(48, 2)
     with torch.no_grad():
-        linear.weight.copy_(torch.stack([-torch.ones(48), torch.ones(48)]))
-        linear.bias.copy_(torch.tensor([24.0, -24.0]))
+        linear.weight.copy_(torch.stack([-torch.ones(48), torch.ones(48)]) / 16)
+        linear.bias.copy_(torch.tensor([24.0, -24.0]) / 16)
     return nn.Sequential(nn.Flatten(), linear)
 
 

@@ -29,7 +29,11 @@ def test_a_picture_comes_back(tmp_path: Path, shape: tuple[int, ...], mode: str)
 
 
 def test_the_store_writes_files_and_the_record_names_them(tmp_path: Path) -> None:
-    details = {"triggers": {"3": {"mask": png(torch.zeros(2, 2))}}, "norms": [1.0, None], "note": PREFIX + "not base64!"}
+    details = {
+        "triggers": {"3": {"mask": png(torch.zeros(2, 2))}},
+        "norms": [1.0, None],
+        "note": PREFIX + "not base64!",
+    }
     record = fake_cells.record().model_copy(update={"details": details})
     store = RecordStore(tmp_path)
     store.append(record)

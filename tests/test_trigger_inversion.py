@@ -1,4 +1,4 @@
-"""Reverse-engineered triggers: stamping, the cost schedule, the search on a network with a planted backdoor, patching."""
+"""Reverse-engineered triggers: stamping, the cost schedule, the search on a planted backdoor, patching."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 class Backdoored(nn.Module):
-    """Images of class k are bright in row k, each class with its own weight; a bright pixel in the corner outweighs them all, towards the target."""
+    """Images of class k are bright in row k, each class with its own weight; a bright corner leads to the target."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,8 @@ def context(**changes: Any) -> DefenseContext:
 def random_triggers(count: int, seed: int, channels: int = 3) -> MaskedTriggers:
     generator = torch.Generator().manual_seed(seed)
     return MaskedTriggers(
-        torch.rand(count, 1, SIZE, SIZE, generator=generator), torch.rand(count, channels, SIZE, SIZE, generator=generator)
+        torch.rand(count, 1, SIZE, SIZE, generator=generator),
+        torch.rand(count, channels, SIZE, SIZE, generator=generator),
     )
 
 
@@ -67,7 +68,8 @@ def test_the_planted_backdoor_is_found_shown_and_unlearned(kind: Any) -> None:
     stamped_images[:, :, SIZE - 1, SIZE - 1] = 1.0
     others = clean().labels != TARGET
     assert (model(stamped_images)[others].argmax(dim=1) == TARGET).all()
-    result = kind(steps=60, batches_per_step=4, precision="float32", unlearning_lr=1.0, unlearning_epochs=20).run(model, clean(), context())
+    settings = {"steps": 60, "batches_per_step": 4, "unlearning_lr": 1.0, "unlearning_epochs": 20}
+    result = kind(precision="float32", **settings).run(model, clean(), context())
     assert result.status == "ok"
     assert result.details["flagged"] == [TARGET]
     assert min(result.details["norms"]) == result.details["norms"][TARGET] < 4

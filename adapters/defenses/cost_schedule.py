@@ -1,4 +1,4 @@
-"""Neural Cleanse's dynamic weight on the size of a trigger, and when a class's search may stop; for all classes at once."""
+"""Neural Cleanse's dynamic weight on the size of a trigger, and when a class's search may stop; all classes at once."""
 
 from __future__ import annotations
 

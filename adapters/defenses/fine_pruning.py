@@ -128,10 +128,8 @@ def _split(data: LabelledImages) -> list[tuple[Tensor, Tensor]]:
     return list(zip(images.split(EVALUATION_BATCH), data.labels.split(EVALUATION_BATCH), strict=True))
 
 
-def _parts(
-    clean: LabelledImages, share: float, generator: torch.Generator
-) -> tuple[LabelledImages, LabelledImages]:
-    """A random part for validation, and the rest; one image at least in each (both all of it, if it is a single one)."""
+def _parts(clean: LabelledImages, share: float, generator: torch.Generator) -> tuple[LabelledImages, LabelledImages]:
+    """A random part for validation, and the rest; at least one image in each (a single one is both)."""
     order = torch.randperm(len(clean.labels), generator=generator).to(clean.images.device)
     if len(order) == 1:
         return clean, clean

@@ -15,7 +15,14 @@ from adapters.defenses.attention import attention_loss
 from adapters.defenses.augmentation import crop_flip_cutout
 from adapters.defenses.feature_maps import captured, check_layers, stages
 from adapters.defenses.tuning import (
-    Loss, Tuning, autocast, frozen_copy, seeded, trainable_copy, tune, tuned_result,
+    Loss,
+    Tuning,
+    autocast,
+    frozen_copy,
+    seeded,
+    trainable_copy,
+    tune,
+    tuned_result,
 )  # fmt: skip
 from adapters.errors import UserError
 from adapters.protocols import Defense, DefenseContext, DefenseResult, LabelledImages

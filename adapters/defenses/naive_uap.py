@@ -62,9 +62,7 @@ class NaiveUap(Defense):
                 tuned.requires_grad_(True)
                 info = {"delta_norm": float(found.delta.norm()), "fooling_rate": found.fooling_rate}
                 change = carrying(found.delta, self.carriers, generator)
-                ending = tune(
-                    tuned, clean, tuning, context, generator, change=change, first_round=number, info=info
-                )
+                ending = tune(tuned, clean, tuning, context, generator, change=change, first_round=number, info=info)
                 if ending.status != "ok":
                     reason = ending.reason and f"{ending.reason} (round {number + 1} of {self.rounds})"
                     return tuned_result(tuned, model, ending._replace(reason=reason))

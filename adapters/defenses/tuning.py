@@ -148,9 +148,7 @@ def tuned_result(
     return DefenseResult(tuned.eval(), ending.status, ending.reason, details or {})
 
 
-def _batches(
-    clean: LabelledImages, batch_size: int, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(clean: LabelledImages, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     order = torch.randperm(len(clean.labels), generator=generator).to(clean.images.device)
     for index in order.split(batch_size):
         if len(index) == 1 and len(order) > 1:

@@ -37,7 +37,12 @@ class UniversalPerturbation:
     images_per_step: int
 
     def find(
-        self, model: nn.Module, images: Tensor, ball: L2Ball, generator: torch.Generator, out_of_time: Callable[[], bool]
+        self,
+        model: nn.Module,
+        images: Tensor,
+        ball: L2Ball,
+        generator: torch.Generator,
+        out_of_time: Callable[[], bool],
     ) -> Perturbation:
         """``model``: frozen, in evaluation mode; ``images``: (n, C, H, W) float32 in [0, 1]."""
         clean = _labels(model, images)
