@@ -32,14 +32,17 @@ def test_an_image_is_lost_when_the_boundary_is_within_the_radius(radius: float) 
     batch, labels = images(100)
     distance = (batch.float().mean(dim=(1, 2, 3)) / 255 - 0.5).abs() * 48**0.5
     found = evasion_accuracy(half_plane(), batch, labels, radius, seed=0)
-    assert found.value == pytest.approx(float((distance > radius).float().mean()), abs=0.02)
+    assert found.value == pytest.approx(
+        float((distance > radius).float().mean()), abs=0.03
+    )  # neighbours of the boundary
     assert found.interval[0] <= found.value <= found.interval[1]
 
 
 def test_a_wrong_label_counts_as_lost_and_the_global_generator_is_left_alone() -> None:
     batch, labels = images(20)
+    model = half_plane()
     state = torch.random.get_rng_state()
-    assert evasion_accuracy(half_plane(), batch, 1 - labels, 0.1, seed=0).value == 0
+    assert evasion_accuracy(model, batch, 1 - labels, 0.1, seed=0).value == 0
     assert torch.equal(torch.random.get_rng_state(), state)
 
 

@@ -7,8 +7,9 @@ from torch import Tensor
 
 def attention_map(features: Tensor, power: float) -> Tensor:
     """(N, C, H, W) to (N, HW): Σ_c |F_c|^p, equation (1) with its sum over channels, divided by its own ℓ2 norm."""
-    energy = features.float().abs().pow(power).sum(dim=1).flatten(1)
-    return energy / energy.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    energy: Tensor = features.float().abs().pow(power).sum(dim=1).flatten(1)
+    norm: Tensor = energy.norm(dim=1, keepdim=True)
+    return energy / norm.clamp_min(1e-6)
 
 
 def attention_loss(student: Tensor, teacher: Tensor, power: float) -> Tensor:

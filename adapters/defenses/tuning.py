@@ -55,13 +55,13 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def trainable_copy(model: nn.Module) -> nn.Module:
     """A copy whose every parameter takes a gradient, channels-last."""
     copied = copy.deepcopy(model).requires_grad_(True)
-    return copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return copied.to(memory_format=torch.channels_last)
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode whose parameters take no gradient, channels-last."""
     copied = copy.deepcopy(model).eval().requires_grad_(False)
-    return copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return copied.to(memory_format=torch.channels_last)
 
 
 def restore_flags(copied: nn.Module, original: nn.Module) -> None:
