@@ -77,6 +77,7 @@ CHANGES: dict[str, Any] = {
     "radius": 777.0,
     "defense": {"name": "none"},
     "time_limit": 5.0,
+    "evasion_radius": 0.25,
     "seed": 1000,
 }
 VICTIM_KEYS = {"dataset", "model", "attack", "target", "poison_ratio", "training", "seed"}
