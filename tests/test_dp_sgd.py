@@ -145,7 +145,7 @@ def test_a_mode_that_does_not_work_is_told_with_its_reason() -> None:
         choose_mode(model, torch.rand(2, 3, 32, 32), torch.tensor([0, 1]), "hooks")
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(32, 8), (64, 16), (128, 32), (512, 32), (48, 8), (7, 1), (3, 1), (96, 16)])
+@pytest.mark.parametrize(("channels", "groups"), [(32, 8), (64, 16), (128, 32), (512, 32), (48, 8), (7, 1), (96, 16)])
 def test_groups_divide_the_channels(channels: int, groups: int) -> None:
     norm = replace_batch_norm(nn.Sequential(nn.BatchNorm2d(channels, eps=0.01)))[0]  # type: ignore[index]
     assert (norm.num_groups, norm.num_channels, norm.eps) == (groups, channels, 0.01)
