@@ -95,7 +95,7 @@ CASES: dict[str, tuple[Tree | str, str]] = {
     "unknown trigger": (_cell(attack="smiley"), "cell.attack: unknown name 'smiley'; expected one of: badnets"),
     "unknown trigger on an axis": (_grid(attack=["badnets", "smiley"]), "grid.attack: unknown name"),
     "no training data": (
-        {**_victim("x.safetensors"), "grid": {"defense": ["dp_sgd"]}},
+        {"name": "tiny", "cell": {**_victim("shape.pth")["cell"], "defense": "dp_sgd"}},
         "found 'dp_sgd' with a victim from a checkpoint, which brings no training data",
     ),
     "unknown defense": (_grid(defense=["none", "prayer"]), "unknown name 'prayer'; expected one of: deep_inspect"),
