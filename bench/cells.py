@@ -56,6 +56,10 @@ class Training(Frozen):
     augment: Literal["none", "crop", "crop_flip"] = "none"
 
 
+NOT_OF_THE_VICTIM = {"defense", "clean_size", "radius", "min_asr", "time_limit", "evasion_radius"}
+"""The keys of a cell that say nothing of the poisoned model."""
+
+
 class Cell(Frozen):
     """Everything that decides a record's figures, and nothing that does not (device, paths, worker count).
 
@@ -83,6 +87,8 @@ class Cell(Frozen):
     defense: dict[str, Any]
     time_limit: Annotated[float, Field(gt=0)] | None = None
     """Seconds after which a defense stops with what it has."""
+    evasion_radius: Annotated[float, Field(ge=0)] | None = None
+    """Where given, the defended model's accuracy under ℓ2 PGD of this radius is measured too (``bench.evasion``)."""
     seed: Annotated[int, Field(ge=0)] = 0
     """The repetition, 0, 1, …; every random choice derives from it and from the cell's parts."""
 
@@ -107,19 +113,7 @@ class Cell(Frozen):
     @property
     def victim_id(self) -> str:
         """Content hash of the parts that decide the poisoned model: shared by cells that differ in the defense."""
-        parts = {
-            "dataset",
-            "model",
-            "attack",
-            "target",
-            "mix",
-            "clean_label",
-            "poison_ratio",
-            "training",
-            "victim",
-            "seed",
-        }
-        return content_hash({"victim_of": self.model_dump(mode="json", include=parts)})
+        return content_hash({"victim_of": self.model_dump(mode="json", exclude=NOT_OF_THE_VICTIM)})
 
     def __hash__(self) -> int:
         return hash(self.id)

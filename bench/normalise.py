@@ -49,7 +49,7 @@ class Normaliser:
             if name not in parts:
                 raise UserError(f"cell.{name}: found nothing; expected a name, in cell or as an axis of grid")
         cell |= self._victim(parts)
-        for name in ("dataset", "model", "min_asr", "time_limit"):
+        for name in ("dataset", "model", "min_asr", "time_limit", "evasion_radius"):
             if name in parts:
                 cell[name] = parts[name]
         cell |= self._defense(parts)
@@ -66,6 +66,12 @@ class Normaliser:
             cell["clean_size"] = parts["clean_size"]
         elif "clean_size" in defense.uses:
             raise UserError(f"cell.clean_size: found nothing; expected how many images {defense.name!r} may use")
+        if defense.needs_training_data and "victim" in parts:
+            key = self._key_of("defense")
+            raise UserError(
+                f"{key}: found {defense.name!r} with a victim from a checkpoint, which brings no training data;"
+                " expected a victim that is trained here (attack, target, poison_ratio)"
+            )
         if "radius" in defense.uses:
             cell["radius"] = parts.get("radius", DEFAULT_RADIUS)
         return cell

@@ -18,6 +18,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters.errors import UserError
+from bench import pictures
 from bench.cells import SCHEMA_VERSION, Cell
 
 logger = logging.getLogger(__name__)
@@ -113,11 +114,15 @@ class Record(_Row):
     der_interval: Interval | None = None
     error_gap: float | None = None
     error_gap_interval: Interval | None = None
+    evasion_accuracy: float | None = None
+    evasion_accuracy_interval: Interval | None = None
     seconds: float | None = None
     seconds_to_effect: float | None = None
     peak_memory_bytes: int | None = None
     passes: Passes | None = None
     rounds: tuple[dict[str, Any], ...] = ()
+    details: dict[str, Any] = {}
+    """What the defense itself found: detected classes, recovered triggers, ε (``docs/defenses.md``)."""
     provenance: Provenance | None = None
 
     def line(self) -> bytes:
@@ -161,10 +166,10 @@ class RecordStore:
         return list({record.id: record for record in records}.values())
 
     def append(self, record: Record) -> None:
-        """Add ``record``; when this returns it is on disk."""
+        """Add ``record``; when this returns it is on disk, and the pictures in its details are files beside it."""
         if record.id != record.cell.id:
             raise ValueError(f"record {record.id} is not of its cell {record.cell.id}")
-        line = record.line()
+        line = record.model_copy(update={"details": pictures.keep(record.details, self.folder)}).line()
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock:
             self._mend()

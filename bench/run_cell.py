@@ -18,16 +18,26 @@ from torch import nn
 
 from adapters import datasets, defenses
 from adapters.attacks import Visibility
-from adapters.protocols import Defense, DefenseContext, DefenseResult, ImageTensors, LabelledImages, PassCounter
+from adapters.protocols import (
+    Defense,
+    DefenseContext,
+    DefenseResult,
+    ImageTensors,
+    LabelledImages,
+    PassCounter,
+    TrainingContext,
+    TrainingData,
+)  # fmt: skip
 from bench.cells import Cell, content_hash
 from bench.clock import now
+from bench.evasion import evasion_accuracy
 from bench.memory import PeakMemory
 from bench.provenance import Commit, provenance
 from bench.records import Passes, Record, Status, TriggerFigures, TriggerScores, VictimFigures, jsonable
-from bench.scoring import Scorer, Scores, der
+from bench.scoring import Estimate, Scorer, Scores, der
 from bench.seeds import derive_seed
 from bench.splits import Split, clean_indices, split_test
-from bench.victims import Victim, VictimStore
+from bench.victims import Victim, VictimStore, new_model, poisoned_training_set
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +107,11 @@ class _TimedContext(DefenseContext):
         return self.limit is not None and self.clock.seconds > self.limit
 
 
+@dataclass(frozen=True, kw_only=True)
+class _TimedTrainingContext(_TimedContext, TrainingContext):
+    """The same, with the poisoned training data."""
+
+
 class CellRunner:
     """Runs cells on one device, one after the other, and keeps what the next one is likely to need again."""
 
@@ -149,6 +164,7 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
     run = _defend(cell, prepared, clean, device, scores)
     after = scores(run.result.model)
     gap = prepared.scorer.error_gap(run.result.model, clean, after) if len(clean.labels) else None
+    evasion = _evasion(cell, prepared, run.result.model)
     rating = der(before, after, seed=derive_seed("der", cell.id))
     effect = run.seconds_to_effect
     if effect is None and _has_effect(before, after):
@@ -170,11 +186,14 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
         der_interval=rating.interval,
         error_gap=gap.value if gap else None,
         error_gap_interval=gap.interval if gap else None,
+        evasion_accuracy=evasion.value if evasion else None,
+        evasion_accuracy_interval=evasion.interval if evasion else None,
         seconds=run.seconds,
         seconds_to_effect=effect,
         peak_memory_bytes=run.peak_memory,
         passes=run.passes,
         rounds=tuple(run.rounds),
+        details=jsonable(run.result.details),
     )
 
 
@@ -201,6 +220,13 @@ def _rows(cell: Cell, scores: Scores) -> list[dict[str, Any]]:
         {"trigger": name, "target": target, "asr": asr, "ra": ra, "count": count}
         for (name, asr, ra, count), target in zip(scores.per_trigger, cell.targets, strict=True)
     ]
+
+
+def _evasion(cell: Cell, prepared: Prepared, model: nn.Module) -> Estimate | None:
+    if cell.evasion_radius is None:
+        return None
+    scorer, seed = prepared.scorer, derive_seed("evasion", cell.dataset, cell.seed)
+    return evasion_accuracy(model, scorer.images, scorer.labels, cell.evasion_radius, seed)
 
 
 class _Run(NamedTuple):
@@ -260,17 +286,20 @@ def _defend(cell: Cell, prepared: Prepared, clean: LabelledImages, device: torch
         clock.start()
 
     limit = cell.time_limit
-    context = _TimedContext(
-        num_classes=prepared.data.num_classes,
-        device=device,
-        seed=_defense_seed(cell),
-        radius=cell.radius,
-        deadline=None if limit is None else time.monotonic() + limit,
-        on_round=on_round,
-        passes=passes,
-        clock=clock,
-        limit=limit,
-    )
+    given: dict[str, Any] = {
+        "num_classes": prepared.data.num_classes,
+        "device": device,
+        "seed": _defense_seed(cell),
+        "radius": cell.radius,
+        "deadline": None if limit is None else time.monotonic() + limit,
+        "on_round": on_round,
+        "passes": passes,
+        "clock": clock,
+        "limit": limit,
+    }
+    context: DefenseContext = _TimedContext(**given)
+    if defense.needs_training_data:
+        context = _TimedTrainingContext(**given, **_training_data(cell, prepared, passes))
     memory = PeakMemory(device)
     clock.start()
     result = defense.run(model, clean, context)
@@ -280,6 +309,17 @@ def _defend(cell: Cell, prepared: Prepared, clean: LabelledImages, device: torch
     detach()
     counted = Passes(**passes.as_dict())
     return _Run(result, clock.seconds, effect[0] if effect else None, memory.bytes, counted, rounds)
+
+
+def _training_data(cell: Cell, prepared: Prepared, passes: PassCounter) -> dict[str, Any]:
+    def untrained() -> nn.Module:
+        model = new_model(cell, prepared.data)
+        passes.attach(model)
+        return model
+
+    poisoned = poisoned_training_set(cell, prepared.data, prepared.scorer.attacks)
+    data = TrainingData(poisoned.images, poisoned.labels, poisoned.rows)
+    return {"training_data": data, "untrained": untrained}
 
 
 def build_defense(cell: Cell) -> Defense:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import nn
 from adapters import attacks, checkpoints, models
 from adapters.protocols import ImageTensors, LabelMap, Trigger
 from bench import victim_files as files
-from bench.cells import SCHEMA_VERSION, Cell, Target
+from bench.cells import NOT_OF_THE_VICTIM, SCHEMA_VERSION, Cell, Target
 from bench.provenance import device_name
 from bench.scoring import Outcomes, Scorer, Scores, fingerprint
 from bench.seeds import derive_seed
@@ -120,7 +120,7 @@ class VictimStore:
     def _from_checkpoint(self, cell: Cell, data: ImageTensors, device: torch.device) -> Victim:
         assert cell.victim is not None
         path = Path(cell.victim.checkpoint)
-        model = _new_model(cell, data)
+        model = new_model(cell, data)
         checkpoints.load_into(model, path)
         sha256 = attacks.digest([path], "cell.victim.checkpoint")
         meta = {"checkpoint": str(path), "sha256": sha256, "training": {"seconds": 0.0}}
@@ -138,7 +138,7 @@ class VictimStore:
         if meta.get("fitted", {}) != _fitted(used):
             raise files.DamagedVictimError("its optimised triggers are not those that are at hand")
         state = files.read_state(self._file(cell, "safetensors"), meta.get("sha256"))
-        model = _new_model(cell, data)
+        model = new_model(cell, data)
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
@@ -155,8 +155,8 @@ class VictimStore:
     ) -> Victim:
         if cell.training is None:
             raise ValueError("expected a cell with training settings")
-        poisoned = _training_set(cell, data, used)
-        model = _new_model(cell, data)
+        poisoned = poisoned_training_set(cell, data, used)
+        model = new_model(cell, data)
         seed = derive_seed("order", cell.dataset, cell.model, cell.seed)
         progress = on_epoch or (lambda epoch, epochs: None)
         report = train(model, poisoned.images, poisoned.labels, cell.training, device, seed, progress, poisoned.rows)
@@ -165,7 +165,7 @@ class VictimStore:
         meta = {
             "schema": SCHEMA_VERSION,
             "id": cell.victim_id,
-            "cell": cell.model_dump(mode="json", exclude={"defense", "clean_size", "radius", "min_asr", "time_limit"}),
+            "cell": cell.model_dump(mode="json", exclude=NOT_OF_THE_VICTIM),
             "data": fingerprint(data.train),
             "poisoned": len(poisoned.indices),
             "fitted": _fitted(used),
@@ -178,12 +178,16 @@ class VictimStore:
         return Victim(cell.victim_id, model, meta)
 
 
-def _training_set(cell: Cell, data: ImageTensors, used: tuple[Attack, ...]) -> attacks.PoisonedSet:
+def poisoned_training_set(cell: Cell, data: ImageTensors, used: Sequence[Attack]) -> attacks.PoisonedSet:
+    """What the victim of ``cell`` is trained on; the same on every call with the cell's triggers, ``used``.
+
+    Without any it is the clean training set.
+    """
     if not used:
         none = torch.empty(0, dtype=torch.int64)
         return attacks.PoisonedSet(*data.train, none, none, torch.arange(len(data.train.labels)))
     if cell.poison_ratio is None:
-        raise ValueError("expected a cell with a poison ratio")
+        raise ValueError("expected a cell with a poison ratio: a victim from a checkpoint brings no training data")
     seed = derive_seed("poison", cell.dataset, attack_hash(cell), cell.seed)
     poison = attacks.poison_copies if cell.mix == "united" else attacks.poison
     return poison(data.train, used, cell.poison_ratio, seed)
@@ -194,7 +198,7 @@ def _fitted(used: tuple[Attack, ...]) -> dict[str, str]:
     return {one.name: one.digest for one, _ in used if isinstance(one, attacks.FittedTrigger)}
 
 
-def _new_model(cell: Cell, data: ImageTensors) -> nn.Module:
+def new_model(cell: Cell, data: ImageTensors) -> nn.Module:
     """Initial weights derive from data set, model and repetition: cells that differ in the attack start alike."""
     with seeded(derive_seed("init", cell.dataset, cell.model, cell.seed), torch.device("cpu")):
         return models.build(cell.model, data.num_classes, data.image_shape)

@@ -6,18 +6,27 @@ import dataclasses
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import tiny_sweep
 import torch
+from torch import nn
 
-from adapters import attacks
+from adapters import attacks, defenses
 from adapters.attacks import FittedTrigger, Pattern
 from adapters.attacks.invisible import L0Invisible, L2Invisible
 from adapters.attacks.smooth import Smooth
 from adapters.attacks.trojan import TrojanSquare, TrojanWatermark
-from adapters.protocols import ImageTensors, LabelledImages
+from adapters.protocols import (
+    Defense,
+    DefenseContext,
+    DefenseResult,
+    ImageTensors,
+    LabelledImages,
+    TrainingContext,
+    TrainingData,
+)  # fmt: skip
 from bench import sweep, victims
 from bench.cells import Cell
 from bench.provenance import Commit
@@ -226,6 +235,57 @@ def test_a_record_of_seven_triggers(tmp_path: Path) -> None:
         assert row.psnr is not None
         assert 0 < row.linf <= 1
         assert row.ssim < 1
+
+
+class Onlooker(Defense):
+    """Keeps the training data it is given."""
+
+    name: ClassVar[str] = "onlooker"
+    needs_training_data: ClassVar[bool] = True
+    seen: ClassVar[list[TrainingData]] = []
+
+    def run(self, model: nn.Module, clean: LabelledImages, context: DefenseContext) -> DefenseResult:
+        assert isinstance(context, TrainingContext)
+        self.seen.append(context.training_data)
+        return DefenseResult(model.eval())
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        {"attack": "trojan_sq"},
+        {"attack": "smooth", "clean_label": True},
+        {"attack": SEVEN, "target": None, "mix": "united"},
+        {"attack": SEVEN[:3], "target": None, "mix": "disjoint"},
+    ],
+    ids=["one", "clean_label", "united", "disjoint"],
+)
+def test_a_defense_that_trains_anew_gets_what_the_victim_was_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: dict[str, Any]
+) -> None:
+    tiny_sweep.write_images(tmp_path)
+    trained: list[TrainingData] = []
+    train = victims.train
+
+    def watched(model: Any, images: Any, labels: Any, *rest: Any) -> Any:
+        trained.append(TrainingData(images, labels, rest[-1]))
+        return train(model, images, labels, *rest)
+
+    monkeypatch.setattr(victims, "train", watched)
+    monkeypatch.setitem(defenses.DEFENSES, "onlooker", Onlooker)
+    Onlooker.seen.clear()
+    tree = {"dataset": tiny_sweep.DATASET, "clean_size": 12, "min_asr": 0.0, "defense": {"name": "onlooker"}, **attack}
+    runner = CellRunner(tmp_path, tmp_path / "cache", CPU, Commit("c0ffee", False))
+    one = cell(**{"poison_ratio": 0.1, **tree})
+    assert runner.run(one).status == "ok"
+    clean, poisoned = trained
+    (given,) = Onlooker.seen
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(given, poisoned, strict=True))
+    assert given.images.dtype == torch.uint8
+    copies = len(SEVEN) if one.mix == "united" else 1
+    assert len(given.rows) == len(given.labels) == copies * len(clean.labels)
+    changed = (given.images[given.rows] != clean.images.repeat(copies, 1, 1, 1)).flatten(1).any(dim=1)
+    assert 0 < int(changed.sum()) <= runner.prepare(one).victim.meta["poisoned"]
 
 
 def test_records_from_before_triggers_had_figures_are_read() -> None:
