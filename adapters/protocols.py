@@ -154,8 +154,35 @@ class DefenseContext:
         return self.deadline is not None and time.monotonic() > self.deadline
 
 
+class TrainingData(NamedTuple):
+    """A training set of R examples, poison included, on the CPU: united poisoned copies show an image many times.
+
+    ``images``: (M, C, H, W) uint8, each stored once; ``labels``: (R,) int64, as poisoned; ``rows``: (R,) int64, which
+    image each example shows.
+    """
+
+    images: Tensor
+    labels: Tensor
+    rows: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingContext(DefenseContext):
+    """The context of a defense that trains anew (``Defense.needs_training_data``), and of no other.
+
+    ``training_data``: what the victim was trained on. ``untrained()``: a network of the victim's architecture, freshly
+    initialised, on the CPU; passes through it and its copies are counted.
+    """
+
+    training_data: TrainingData
+    untrained: Callable[[], nn.Module]
+
+
 class DefenseResult(NamedTuple):
-    """What a defense returns: the model in evaluation mode, a record status, its reason, JSON-able details."""
+    """What a defense returns: the model in evaluation mode, a record status, its reason, JSON-able details.
+
+    A picture in ``details`` is a PNG as a data address (``data:image/png;base64,…``); the store makes a file of it.
+    """
 
     model: nn.Module
     status: str = "ok"  # ok | no_trigger_detected | diverged | timeout
@@ -174,6 +201,8 @@ class Defense(BaseModel):
 
     name: ClassVar[str]
     uses: ClassVar[frozenset[str]] = frozenset({"clean_size"})
+    needs_training_data: ClassVar[bool] = False
+    """Whether ``run`` gets a ``TrainingContext``: the poisoned training data besides the clean set."""
 
     def check(self, key: str) -> None:
         """Raise ``UserError``, naming the setting under ``key``, for settings that do not go together."""

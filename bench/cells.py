@@ -56,17 +56,27 @@ class Training(Frozen):
     augment: Literal["none", "crop", "crop_flip"] = "none"
 
 
+NOT_OF_THE_VICTIM = {"defense", "clean_size", "radius", "min_asr", "time_limit", "evasion_radius"}
+"""The keys of a cell that say nothing of the poisoned model."""
+
+
 class Cell(Frozen):
     """Everything that decides a record's figures, and nothing that does not (device, paths, worker count).
 
-    Either ``attack``, ``target``, ``poison_ratio`` and ``training`` are set, or ``victim`` is. ``radius`` is
-    None where the defense does not use it. ``defense`` is its name plus every setting, defaults filled in.
+    Either ``attack``, ``target``, ``poison_ratio`` and ``training`` are set, or ``victim`` is; with ``training``
+    alone it is a clean model. ``radius`` is None where the defense does not use it. ``defense`` is its name plus
+    every setting, defaults filled in.
     """
 
     dataset: str
     model: str
     attack: str | ImageTrigger | tuple[TriggerTarget, ...] | None = None
     target: Target | None = None
+    mix: Literal["united", "disjoint"] | None = None
+    """How several triggers share the training set: one poisoned copy of it for each, united; or one set, in which no
+    image carries two (also what None means)."""
+    clean_label: Literal[True] | None = None
+    """Poison images of the target class and leave their labels as they are."""
     poison_ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
     training: Training | None = None
     victim: CheckpointVictim | None = None
@@ -77,8 +87,23 @@ class Cell(Frozen):
     defense: dict[str, Any]
     time_limit: Annotated[float, Field(gt=0)] | None = None
     """Seconds after which a defense stops with what it has."""
+    evasion_radius: Annotated[float, Field(ge=0)] | None = None
+    """Where given, the defended model's accuracy under ℓ2 PGD of this radius is measured too (``bench.evasion``)."""
     seed: Annotated[int, Field(ge=0)] = 0
     """The repetition, 0, 1, …; every random choice derives from it and from the cell's parts."""
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether it is a clean model: nothing is poisoned."""
+        return self.attack is None and self.victim is None
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Where each trigger leads; empty for a clean model."""
+        if isinstance(self.attack, tuple):
+            return tuple(one.target for one in self.attack)
+        target = self.victim.target if self.victim else self.target
+        return () if target is None else (target,)
 
     @property
     def id(self) -> str:
@@ -88,8 +113,7 @@ class Cell(Frozen):
     @property
     def victim_id(self) -> str:
         """Content hash of the parts that decide the poisoned model: shared by cells that differ in the defense."""
-        parts = {"dataset", "model", "attack", "target", "poison_ratio", "training", "victim", "seed"}
-        return content_hash({"victim_of": self.model_dump(mode="json", include=parts)})
+        return content_hash({"victim_of": self.model_dump(mode="json", exclude=NOT_OF_THE_VICTIM)})
 
     def __hash__(self) -> int:
         return hash(self.id)

@@ -98,7 +98,7 @@ class CellTrainable(tune.Trainable):  # type: ignore[misc]
         result: dict[str, Any] = {"done": True}
         if self._job["kind"] == "victim":
             try:
-                result["work"] = self._runner.prepare(cell).victim.seconds
+                result["work"] = self._runner.prepare_victim(cell).seconds
             except Exception as error:  # recorded for each cell of this victim
                 logger.debug("victim %s failed", cell.victim_id, exc_info=True)
                 result["error"] = reason(error)

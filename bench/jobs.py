@@ -65,9 +65,17 @@ class JobQueue:
         cells: the cells to run, distinct.
         ready: whether a victim needs no preparation.
         costs: victims' relative costs; the largest goes first.
+        clean: the clean model, as a cell, that must be trained before the victim of a cell; None if it needs none. It
+            is a victim job of its own, the first of all, lest many workers wait for the one that trains it.
     """
 
-    def __init__(self, cells: Iterable[Cell], ready: Callable[[Cell], bool], costs: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        cells: Iterable[Cell],
+        ready: Callable[[Cell], bool],
+        costs: Mapping[str, float],
+        clean: Callable[[Cell], Cell | None] = lambda cell: None,
+    ) -> None:
         self.durations = Durations()
         self.running: dict[str, Job] = {}
         self.beside: dict[str, int] = {}
@@ -76,6 +84,9 @@ class JobQueue:
         self._families: dict[Family, list[tuple[int, Job]]] = defaultdict(list)
         self._waiting: dict[str, list[Job]] = defaultdict(list)
         self._victims: list[tuple[float, int, Job]] = []
+        self._blocked: dict[str, list[Job]] = {}
+        """Victims by the id of the clean model they wait for."""
+        self._costs = costs
         self._unfinished: Counter[Family] = Counter()
         self.cells_left = 0
         """Cells not finished, the running ones among them."""
@@ -90,10 +101,7 @@ class JobQueue:
             if ready(jobs[0].cell):
                 self._release(victim)
             else:
-                job = Job("victim", jobs[0].cell, victim, victim)
-                heapq.heappush(self._victims, (-costs.get(victim, 0.0), next(self._order), job))
-                self._unfinished[job.family] += 1
-                self.victims_left += 1
+                self._add_victim(Job("victim", jobs[0].cell, victim, victim), clean(jobs[0].cell))
 
     def next(self) -> Job | None:
         """A job to start now, or None: there is none, or all that are left wait for a victim."""
@@ -111,13 +119,17 @@ class JobQueue:
             self.durations.add(job.family, seconds)
         if job.kind == "victim":
             self._release(job.victim)
+            for one in self._blocked.pop(job.victim, []):
+                self._push(one)
 
     def fail_victim(self, job: Job) -> list[Job]:
-        """The victim cannot be prepared; returns its cells, which are finished too."""
+        """The victim cannot be prepared; returns its cells, which are finished too, and those of what waits for it."""
         self._end(job)
         jobs = self._waiting.pop(job.victim, [])
         for one in jobs:
             self._end(one)
+        for other in self._blocked.pop(job.victim, []):
+            jobs += self.fail_victim(other)
         return jobs
 
     def finished(self) -> bool:
@@ -137,6 +149,22 @@ class JobQueue:
                 return None
             total += (seconds or 0.0) * (left - running[family] / 2)
         return total / max(1, workers)
+
+    def _add_victim(self, job: Job, clean: Cell | None) -> None:
+        self._unfinished[job.family] += 1
+        self.victims_left += 1
+        if clean is None:
+            self._push(job)
+            return
+        name = clean.victim_id
+        if name not in self._blocked:
+            self._blocked[name] = []
+            self._add_victim(Job("victim", clean, name, name), None)
+        self._blocked[name].append(job)
+
+    def _push(self, job: Job) -> None:
+        cost = math.inf if job.cell.is_clean else self._costs.get(job.victim, 0.0)
+        heapq.heappush(self._victims, (-cost, next(self._order), job))
 
     def _end(self, job: Job) -> None:
         self.running.pop(job.key, None)

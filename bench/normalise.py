@@ -22,6 +22,9 @@ DEFAULT_RADIUS = 10.0
 """C_delta where a defense uses it and the sweep names none: the paper's."""
 
 KNOWN_KEYS = tuple(name for name in Cell.model_fields if name != "seed")
+DEFAULT_MIX = "united"
+"""How several triggers share a training set where the sweep does not say: the paper's way."""
+
 ATTACK_KEYS = frozenset({"attack", "target", "poison_ratio", "training"})
 """What a victim from a checkpoint makes superfluous."""
 
@@ -46,7 +49,7 @@ class Normaliser:
             if name not in parts:
                 raise UserError(f"cell.{name}: found nothing; expected a name, in cell or as an axis of grid")
         cell |= self._victim(parts)
-        for name in ("dataset", "model", "min_asr", "time_limit"):
+        for name in ("dataset", "model", "min_asr", "time_limit", "evasion_radius"):
             if name in parts:
                 cell[name] = parts[name]
         cell |= self._defense(parts)
@@ -63,6 +66,12 @@ class Normaliser:
             cell["clean_size"] = parts["clean_size"]
         elif "clean_size" in defense.uses:
             raise UserError(f"cell.clean_size: found nothing; expected how many images {defense.name!r} may use")
+        if defense.needs_training_data and "victim" in parts:
+            key = self._key_of("defense")
+            raise UserError(
+                f"{key}: found {defense.name!r} with a victim from a checkpoint, which brings no training data;"
+                " expected a victim that is trained here (attack, target, poison_ratio)"
+            )
         if "radius" in defense.uses:
             cell["radius"] = parts.get("radius", DEFAULT_RADIUS)
         return cell
@@ -86,10 +95,16 @@ class Normaliser:
             "poison_ratio": parts["poison_ratio"],
             "training": self._training(parts),
         }
-        if not isinstance(attack, list):
-            if "target" not in parts:
-                raise UserError("cell.target: found nothing; expected a class number or all_to_all")
+        if isinstance(attack, list):
+            cell["mix"] = parts.get("mix", DEFAULT_MIX)
+        elif "target" in parts:
             cell["target"] = parts["target"]
+            if parts.get("clean_label") is False:
+                self.used.add("clean_label")
+            elif "clean_label" in parts:
+                cell["clean_label"] = parts["clean_label"]
+        else:
+            raise UserError("cell.target: found nothing; expected a class number or all_to_all")
         return cell
 
     def _training(self, parts: Mapping[str, Any]) -> dict[str, Any]:

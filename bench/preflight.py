@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +34,19 @@ def check_names(plan: SweepPlan) -> None:
             _at(plan, key, lambda spec=spec, key=key: attacks.check(spec, plan.key(key)))
 
 
-def check_data(plan: SweepPlan, cache_dir: Path) -> dict[str, float]:
-    """Everything fits the data: targets, poison ratios, clean sizes, triggers, checkpoints; ``UserError`` otherwise.
+class Checked(NamedTuple):
+    """What the check of the data leaves behind.
 
-    Returns each victim's cost by id, in training images times the model's operations: good for sorting only.
+    ``costs``: each victim's by id, in training images times the model's operations, good for sorting only.
+    ``shapes``: (C, H, W) of each data set's images.
     """
+
+    costs: dict[str, float]
+    shapes: dict[str, tuple[int, int, int]]
+
+
+def check_data(plan: SweepPlan, cache_dir: Path) -> Checked:
+    """Everything fits the data: targets, poison ratios, clean sizes, triggers, checkpoints; ``UserError`` otherwise."""
     loaded = {
         name: datasets.load(name, plan.data_root, cache_dir) for name in dict.fromkeys(c.dataset for c in plan.cells)
     }
@@ -57,8 +65,9 @@ def check_data(plan: SweepPlan, cache_dir: Path) -> dict[str, float]:
         if (cell.dataset, cell.model) not in weights:
             weights[cell.dataset, cell.model] = _weight(cell.model, data)
         epochs = cell.training.epochs if cell.training else 0
-        costs[cell.victim_id] = weights[cell.dataset, cell.model] * len(data.train.labels) * epochs
-    return costs
+        copies = len(cell.targets) if cell.mix == "united" else 1
+        costs[cell.victim_id] = weights[cell.dataset, cell.model] * len(data.train.labels) * copies * epochs
+    return Checked(costs, {name: data.image_shape for name, data in loaded.items()})
 
 
 def distinct_victims(cells: tuple[Cell, ...]) -> list[Cell]:
@@ -69,10 +78,14 @@ def distinct_victims(cells: tuple[Cell, ...]) -> list[Cell]:
 def _check_victim(plan: SweepPlan, cell: Cell, data: ImageTensors) -> None:
     maps = []
     for spec, target, key in _triggers(cell):
-        attacks.build(spec, data.image_shape, 0, plan.key(key))
-        maps.append(attacks.label_map(target, data.num_classes, plan.key(_target_key(key))))
+        if not attacks.needs_fit(spec):
+            attacks.build(spec, data.image_shape, 0, plan.key(key))
+        clean = cell.clean_label is True
+        maps.append(attacks.label_map(target, data.num_classes, plan.key(_target_key(key)), clean))
     if cell.poison_ratio is not None:
-        attacks.poison_count(data.train.labels, maps, cell.poison_ratio, plan.key("poison_ratio"))
+        sharing = [[one] for one in maps] if cell.mix == "united" else [maps]
+        for together in sharing:
+            attacks.poison_count(data.train.labels, together, cell.poison_ratio, plan.key("poison_ratio"))
     if cell.victim is not None:
         path = Path(cell.victim.checkpoint)
         model = models.build(cell.model, data.num_classes, data.image_shape)

@@ -35,6 +35,8 @@ def describe(job: Job) -> str:
 
 
 def _attack(cell: Cell) -> str:
+    if cell.is_clean:
+        return "clean"
     if cell.victim is not None:
         return cell.victim.checkpoint.rsplit("/", 1)[-1]
     if isinstance(cell.attack, tuple):

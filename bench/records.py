@@ -18,6 +18,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters.errors import UserError
+from bench import pictures
 from bench.cells import SCHEMA_VERSION, Cell
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,30 @@ class _Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
+class TriggerScores(_Row):
+    """One trigger's own figures: ``asr`` and ``ra`` over ``count`` scoring images."""
+
+    trigger: str
+    target: int | Literal["all_to_all"]
+    asr: float
+    ra: float
+    count: int
+
+
+class TriggerFigures(TriggerScores):
+    """A trigger on the victim, and how visible it is (``adapters.attacks.visibility``): means over scoring images.
+
+    ``psnr`` in dB, null where nothing changes. ``digest``: SHA-256 of an optimised trigger; null for others.
+    """
+
+    l0: float
+    l2: float
+    linf: float
+    psnr: float | None
+    ssim: float
+    digest: str | None = None
+
+
 class VictimFigures(_Row):
     """The poisoned model before any defense. ``seconds``: its training; null for one from a checkpoint."""
 
@@ -40,6 +65,8 @@ class VictimFigures(_Row):
     asr: float
     ra: float
     seconds: float | None = None
+    triggers: tuple[TriggerFigures, ...] = ()
+    """Each trigger by itself; empty in records written before there were figures of them."""
 
 
 class Passes(_Row):
@@ -81,15 +108,21 @@ class Record(_Row):
     asr_interval: Interval | None = None
     ra: float | None = None
     ra_interval: Interval | None = None
+    triggers: tuple[TriggerScores, ...] = ()
+    """ASR and RA of each trigger after the defense; ``asr`` and ``ra`` are their means."""
     der: float | None = None
     der_interval: Interval | None = None
     error_gap: float | None = None
     error_gap_interval: Interval | None = None
+    evasion_accuracy: float | None = None
+    evasion_accuracy_interval: Interval | None = None
     seconds: float | None = None
     seconds_to_effect: float | None = None
     peak_memory_bytes: int | None = None
     passes: Passes | None = None
     rounds: tuple[dict[str, Any], ...] = ()
+    details: dict[str, Any] = {}
+    """What the defense itself found: detected classes, recovered triggers, ε (``docs/defenses.md``)."""
     provenance: Provenance | None = None
 
     def line(self) -> bytes:
@@ -133,10 +166,10 @@ class RecordStore:
         return list({record.id: record for record in records}.values())
 
     def append(self, record: Record) -> None:
-        """Add ``record``; when this returns it is on disk."""
+        """Add ``record``; when this returns it is on disk, and the pictures in its details are files beside it."""
         if record.id != record.cell.id:
             raise ValueError(f"record {record.id} is not of its cell {record.cell.id}")
-        line = record.line()
+        line = record.model_copy(update={"details": pictures.keep(record.details, self.folder)}).line()
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock:
             self._mend()

@@ -17,16 +17,27 @@ import torch
 from torch import nn
 
 from adapters import datasets, defenses
-from adapters.protocols import Defense, DefenseContext, DefenseResult, ImageTensors, LabelledImages, PassCounter
+from adapters.attacks import Visibility
+from adapters.protocols import (
+    Defense,
+    DefenseContext,
+    DefenseResult,
+    ImageTensors,
+    LabelledImages,
+    PassCounter,
+    TrainingContext,
+    TrainingData,
+)  # fmt: skip
 from bench.cells import Cell, content_hash
 from bench.clock import now
+from bench.evasion import evasion_accuracy
 from bench.memory import PeakMemory
 from bench.provenance import Commit, provenance
-from bench.records import Passes, Record, Status, VictimFigures, jsonable
-from bench.scoring import Scorer, Scores, der
+from bench.records import Passes, Record, Status, TriggerFigures, TriggerScores, VictimFigures, jsonable
+from bench.scoring import Estimate, Scorer, Scores, der
 from bench.seeds import derive_seed
 from bench.splits import Split, clean_indices, split_test
-from bench.victims import Victim, VictimStore, cell_attacks
+from bench.victims import Victim, VictimStore, new_model, poisoned_training_set
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +72,7 @@ class Prepared(NamedTuple):
     scorer: Scorer
     victim: Victim
     before: Scores
+    visibility: tuple[Visibility, ...]
 
 
 @dataclass
@@ -95,6 +107,11 @@ class _TimedContext(DefenseContext):
         return self.limit is not None and self.clock.seconds > self.limit
 
 
+@dataclass(frozen=True, kw_only=True)
+class _TimedTrainingContext(_TimedContext, TrainingContext):
+    """The same, with the poisoned training data."""
+
+
 class CellRunner:
     """Runs cells on one device, one after the other, and keeps what the next one is likely to need again."""
 
@@ -104,16 +121,25 @@ class CellRunner:
         self._data: _Recent[ImageTensors] = _Recent(2)
         self._prepared: _Recent[Prepared] = _Recent(2)
 
+    def prepare_victim(self, cell: Cell) -> Victim:
+        """The victim of ``cell`` with its triggers and scores; for a cell without an attack the clean model alone."""
+        if cell.is_clean:
+            return self._victims.get_or_train(cell, self._load(cell), self._device)
+        return self.prepare(cell).victim
+
     def prepare(self, cell: Cell) -> Prepared:
         """The victim of ``cell``, trained if nobody has it yet, and its scores."""
         return self._prepared.get(cell.victim_id, lambda: self._prepare(cell))
 
     def _prepare(self, cell: Cell) -> Prepared:
-        data = self._data.get(cell.dataset, lambda: datasets.load(cell.dataset, self._data_root, self._cache_dir))
+        data = self._load(cell)
         split = split_test(data, derive_seed("split", cell.dataset, cell.seed))
-        scorer = Scorer(data, split, cell_attacks(cell, data), self._device)
+        scorer = Scorer(data, split, self._victims.attacks(cell, data, self._device), self._device)
         victim = self._victims.get_or_train(cell, data, self._device)
-        return Prepared(data, split, scorer, victim, self._victims.scores(victim, scorer))
+        return Prepared(data, split, scorer, victim, self._victims.scores(victim, scorer), scorer.visibility())
+
+    def _load(self, cell: Cell) -> ImageTensors:
+        return self._data.get(cell.dataset, lambda: datasets.load(cell.dataset, self._data_root, self._cache_dir))
 
     def run(self, cell: Cell) -> Record:
         """The record of ``cell``. An exception becomes a record too: of status ``failed``, with its reason."""
@@ -127,8 +153,8 @@ class CellRunner:
 
 def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
     """Defend the victim as ``cell`` says and score what comes out. Raises whatever the defense raises."""
-    victim, before = prepared.victim, prepared.before
-    figures = VictimFigures(id=victim.id, acc=before.acc, asr=before.asr, ra=before.ra, seconds=victim.seconds)
+    before = prepared.before
+    figures = _victim_figures(cell, prepared)
     least = cell.min_asr * (before.acc if _is_all_to_all(cell) else 1.0)
     if before.asr < least:
         why = f"the victim's ASR is {before.asr:.4f}; expected at least {least:.4f} (min_asr {cell.min_asr:g})"
@@ -138,6 +164,7 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
     run = _defend(cell, prepared, clean, device, scores)
     after = scores(run.result.model)
     gap = prepared.scorer.error_gap(run.result.model, clean, after) if len(clean.labels) else None
+    evasion = _evasion(cell, prepared, run.result.model)
     rating = der(before, after, seed=derive_seed("der", cell.id))
     effect = run.seconds_to_effect
     if effect is None and _has_effect(before, after):
@@ -154,16 +181,52 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
         asr_interval=after.asr_interval,
         ra=after.ra,
         ra_interval=after.ra_interval,
+        triggers=tuple(TriggerScores(**row) for row in _rows(cell, after)),
         der=rating.value,
         der_interval=rating.interval,
         error_gap=gap.value if gap else None,
         error_gap_interval=gap.interval if gap else None,
+        evasion_accuracy=evasion.value if evasion else None,
+        evasion_accuracy_interval=evasion.interval if evasion else None,
         seconds=run.seconds,
         seconds_to_effect=effect,
         peak_memory_bytes=run.peak_memory,
         passes=run.passes,
         rounds=tuple(run.rounds),
+        details=jsonable(run.result.details),
     )
+
+
+def _victim_figures(cell: Cell, prepared: Prepared) -> VictimFigures:
+    victim, before = prepared.victim, prepared.before
+    digests = [getattr(trigger, "digest", None) for trigger, _ in prepared.scorer.attacks]
+    triggers = [
+        TriggerFigures(**row, **seen._asdict(), digest=digest)
+        for row, seen, digest in zip(_rows(cell, before), prepared.visibility, digests, strict=True)
+    ]
+    return VictimFigures(
+        id=victim.id,
+        acc=before.acc,
+        asr=before.asr,
+        ra=before.ra,
+        seconds=victim.seconds,
+        triggers=tuple(triggers),
+    )
+
+
+def _rows(cell: Cell, scores: Scores) -> list[dict[str, Any]]:
+    """What each trigger reaches by itself, as the fields of ``TriggerScores``."""
+    return [
+        {"trigger": name, "target": target, "asr": asr, "ra": ra, "count": count}
+        for (name, asr, ra, count), target in zip(scores.per_trigger, cell.targets, strict=True)
+    ]
+
+
+def _evasion(cell: Cell, prepared: Prepared, model: nn.Module) -> Estimate | None:
+    if cell.evasion_radius is None:
+        return None
+    scorer, seed = prepared.scorer, derive_seed("evasion", cell.dataset, cell.seed)
+    return evasion_accuracy(model, scorer.images, scorer.labels, cell.evasion_radius, seed)
 
 
 class _Run(NamedTuple):
@@ -223,17 +286,20 @@ def _defend(cell: Cell, prepared: Prepared, clean: LabelledImages, device: torch
         clock.start()
 
     limit = cell.time_limit
-    context = _TimedContext(
-        num_classes=prepared.data.num_classes,
-        device=device,
-        seed=_defense_seed(cell),
-        radius=cell.radius,
-        deadline=None if limit is None else time.monotonic() + limit,
-        on_round=on_round,
-        passes=passes,
-        clock=clock,
-        limit=limit,
-    )
+    given: dict[str, Any] = {
+        "num_classes": prepared.data.num_classes,
+        "device": device,
+        "seed": _defense_seed(cell),
+        "radius": cell.radius,
+        "deadline": None if limit is None else time.monotonic() + limit,
+        "on_round": on_round,
+        "passes": passes,
+        "clock": clock,
+        "limit": limit,
+    }
+    context: DefenseContext = _TimedContext(**given)
+    if defense.needs_training_data:
+        context = _TimedTrainingContext(**given, **_training_data(cell, prepared, passes))
     memory = PeakMemory(device)
     clock.start()
     result = defense.run(model, clean, context)
@@ -243,6 +309,17 @@ def _defend(cell: Cell, prepared: Prepared, clean: LabelledImages, device: torch
     detach()
     counted = Passes(**passes.as_dict())
     return _Run(result, clock.seconds, effect[0] if effect else None, memory.bytes, counted, rounds)
+
+
+def _training_data(cell: Cell, prepared: Prepared, passes: PassCounter) -> dict[str, Any]:
+    def untrained() -> nn.Module:
+        model = new_model(cell, prepared.data)
+        passes.attach(model)
+        return model
+
+    poisoned = poisoned_training_set(cell, prepared.data, prepared.scorer.attacks)
+    data = TrainingData(poisoned.images, poisoned.labels, poisoned.rows)
+    return {"training_data": data, "untrained": untrained}
 
 
 def build_defense(cell: Cell) -> Defense:
@@ -266,10 +343,7 @@ def _defense_seed(cell: Cell) -> int:
 
 
 def _is_all_to_all(cell: Cell) -> bool:
-    targets = [cell.victim.target if cell.victim else cell.target]
-    if isinstance(cell.attack, tuple):
-        targets = [one.target for one in cell.attack]
-    return "all_to_all" in targets
+    return "all_to_all" in cell.targets
 
 
 def _has_effect(before: Scores, after: Scores) -> bool:

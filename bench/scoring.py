@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from adapters.attacks.visibility import Visibility, visibility
 from adapters.errors import UserError
 from adapters.protocols import ImageTensors, LabelledImages, LabelMap, Trigger
 from bench.intervals import Interval, absolute, newcombe, wilson
@@ -27,6 +28,8 @@ Flags = npt.NDArray[np.bool_]
 
 RESAMPLES = 4000
 """Bootstrap resamples behind the interval of DER."""
+
+VISIBILITY_IMAGES = 256
 
 SCORING_VERSION = 1
 """Part of the identity under which a victim's scores are kept: raise it when their meaning changes."""
@@ -137,7 +140,9 @@ class Scorer:
                     f"cell.target: none of the {len(labels)} scoring images of {data.name!r} lies outside the target"
                     f" class of {name!r}; expected at least one, ASR counts no others"
                 )
-        self.identity = _identity(images, labels, self.names, self._counted)
+        versions = [getattr(trigger, "digest", "") for trigger, _ in attacks]  # of optimised triggers
+        named = [f"{name} {digest}".strip() for name, digest in zip(self.names, versions, strict=True)]
+        self.identity = _identity(images, labels, named, self._counted)
         self.images, self.labels = images.to(device), labels.to(device)
 
     def score(self, model: nn.Module) -> Scores:
@@ -157,6 +162,16 @@ class Scorer:
                 hit[row, index.numpy()] = (guesses == mapping(labels)).cpu().numpy()
                 restored[row, index.numpy()] = (guesses == labels).cpu().numpy()
         return Outcomes(correct.cpu().numpy(), self._counted.numpy(), hit, restored)
+
+    def visibility(self) -> tuple[Visibility, ...]:
+        """How visible each trigger is, on at most ``VISIBILITY_IMAGES`` of the images that its ASR counts."""
+        figures = []
+        with torch.inference_mode():
+            for (trigger, _), counted in zip(self.attacks, self._counted, strict=True):
+                index = counted.nonzero().squeeze(1)[:VISIBILITY_IMAGES].to(self.device)
+                clean = self.images.index_select(0, index).float().div_(255)
+                figures.append(visibility(clean, trigger(clean)))
+        return tuple(figures)
 
     def error_gap(self, model: nn.Module, clean: LabelledImages, scores: Scores | None = None) -> Estimate | None:
         """|error on triggered clean-set images - error on triggered test images|, over non-target images.

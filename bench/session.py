@@ -51,9 +51,9 @@ class Session:
         starting = cluster.ClusterStart(plan.resources, options.address, options.max_concurrent)
         try:
             starting.start()
-            costs = preflight.check_data(plan, options.cache)
+            checked = preflight.check_data(plan, options.cache)
             grant = starting.wait()
-            return self._compute(left, costs, grant)
+            return self._compute(left, checked, grant)
         except KeyboardInterrupt:
             done = len(plan.cells) - len(self._left())
             self._say(
@@ -84,12 +84,17 @@ class Session:
         self._say(f"dry run: {len(left)} cells would be computed, {len(victims)} victims trained; nothing was")
         return 0
 
-    def _compute(self, left: Sequence[Cell], costs: dict[str, float], grant: cluster.Grant) -> int:
+    def _compute(self, left: Sequence[Cell], checked: preflight.Checked, grant: cluster.Grant) -> int:
         from bench import engine  # imports Ray Tune
 
         plan, options = self._plan, self._options
         victims = VictimStore(options.cache)
-        queue = JobQueue(left, victims.has, costs)
+        queue = JobQueue(
+            left,
+            victims.has,
+            checked.costs,
+            lambda cell: victims.clean_model_to_train(cell, checked.shapes[cell.dataset]),
+        )
         settings = engine.WorkerSettings(plan.data_root, options.cache, grant.threads, commit())
         self._say(f"{len(left)} cells to compute, {queue.victims_left} victims to train; {self._where(grant)}")
         began = time.monotonic()

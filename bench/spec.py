@@ -151,6 +151,10 @@ def _check_used(file: SweepFile, used: set[str]) -> None:
         reason = "no defense of this sweep uses it"
         if key in ATTACK_KEYS:
             reason = "a victim from a checkpoint, or a list of attacks, brings its own"
+        if key == "clean_label":
+            reason = "it is for one trigger with one target, and this sweep has none"
+        if key == "mix":
+            reason = "it is for a list of attacks, and this sweep has none"
         raise UserError(f"{where}: unused key; expected it to be left out, for {reason}")
 
 

@@ -86,8 +86,14 @@ def _value(record: Record, axis: str) -> Any:
     if axis == "victim":
         return None if value is None else value.checkpoint.rsplit("/", 1)[-1]
     if isinstance(value, ImageTrigger):
-        return value.image.rsplit("/", 1)[-1]
-    return str(value) if isinstance(value, tuple) else value
+        return _name(value)
+    if isinstance(value, tuple):
+        return ", ".join(f"{_name(one.attack)} → {one.target}" for one in value)
+    return value
+
+
+def _name(trigger: str | ImageTrigger) -> str:
+    return trigger.image.rsplit("/", 1)[-1] if isinstance(trigger, ImageTrigger) else trigger
 
 
 def _show(value: Any) -> str:

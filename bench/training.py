@@ -59,6 +59,7 @@ def train(
     device: torch.device,
     seed: int,
     on_epoch: Callable[[int, int], None] = _ignore_epoch,
+    rows: Tensor | None = None,
 ) -> TrainingReport:
     """Train ``model`` in place; leaves it on ``device``, channels-last, in evaluation mode.
 
@@ -66,16 +67,18 @@ def train(
     an epoch waits for the device.
 
     Args:
-        images: (N, C, H, W) uint8 in [0, 255].
-        labels: (N,) int64.
+        images: (M, C, H, W) uint8 in [0, 255].
+        labels: (R,) int64, of the examples; R = M unless ``rows`` are given.
         on_epoch: called with (epochs done, epochs) after each epoch.
+        rows: (R,) int64, which image each example shows: a set may show an image many times and hold it once.
 
     Raises:
         TrainingDiverged: the loss became infinite or NaN.
     """
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.train()
-    data = _Resident(images, labels, training, device, drop_single=_has_batchnorm(model))
+    rows = torch.arange(len(images)) if rows is None else rows
+    data = _Resident(images, labels, rows, training, device, drop_single=_has_batchnorm(model))
     optimizer = _adam(model, training, device)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=training.peak_lr, total_steps=training.epochs * data.steps
@@ -101,7 +104,7 @@ def train(
     seconds = now(device) - start
     optimizer.zero_grad(set_to_none=True)
     model.eval()
-    speed = len(images) * training.epochs / seconds
+    speed = len(labels) * training.epochs / seconds
     return TrainingReport(seconds, speed, loss, "bfloat16" if reduced else "float32")
 
 
@@ -126,23 +129,23 @@ def autocast_dtype(device: torch.device) -> torch.dtype:
 
 
 class _Resident:
-    """The training set on the device, as uint8 (N, H, W, C): a batch of rows is channels-last already."""
+    """The training set on the device, as uint8 (M, H, W, C): a batch of them is channels-last already."""
 
     def __init__(
-        self, images: Tensor, labels: Tensor, training: Training, device: torch.device, drop_single: bool
+        self, images: Tensor, labels: Tensor, rows: Tensor, training: Training, device: torch.device, drop_single: bool
     ) -> None:
-        self.size, self.batch_size, self.augment = len(images), training.batch_size, training.augment
+        self.size, self.batch_size, self.augment = len(rows), training.batch_size, training.augment
         self.device = device
         # BatchNorm has no statistics of a batch of one.
         tail = self.size % self.batch_size
         self.steps = self.size // self.batch_size + (tail > (1 if drop_single else 0))
         if self.steps < 1:
             raise ValueError(f"expected at least {2 if drop_single else 1} training images, found {self.size}")
-        rows = images.to(device).permute(0, 2, 3, 1)
-        self.height, self.width = rows.shape[1:3]
+        pixels = images.to(device).permute(0, 2, 3, 1)
+        self.height, self.width = pixels.shape[1:3]
         if self.augment != "none":
-            rows = functional.pad(rows, (0, 0, PAD, PAD, PAD, PAD))
-        self.rows, self.labels = rows.contiguous(), labels.to(device)
+            pixels = functional.pad(pixels, (0, 0, PAD, PAD, PAD, PAD))
+        self.pixels, self.labels, self.rows = pixels.contiguous(), labels.to(device), rows.to(device)
 
     def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of ((n, C, H, W) float32 in [0, 1], channels-last; (n,) int64), in an order drawn on the CPU."""
@@ -150,15 +153,16 @@ class _Resident:
         window = self._windows(generator)
         for step in range(self.steps):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
+            shown = self.rows.index_select(0, index)
             if window is None:
-                batch = self.rows.index_select(0, index)
+                batch = self.pixels.index_select(0, shown)
             else:
                 down, across = (one.index_select(0, index) for one in window)
-                batch = self.rows[index[:, None, None], down[:, :, None], across[:, None, :]]
+                batch = self.pixels[shown[:, None, None], down[:, :, None], across[:, None, :]]
             yield batch.permute(0, 3, 1, 2).to(torch.float32).div_(255), self.labels.index_select(0, index)
 
     def _windows(self, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:
-        """Rows (N, H) and columns (N, W) that each image shows this epoch; None without augmentation."""
+        """Rows (R, H) and columns (R, W) that each example shows this epoch; None without augmentation."""
         if self.augment == "none":
             return None
         shift = torch.randint(0, 2 * PAD + 1, (self.size, 2), generator=generator)

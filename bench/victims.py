@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -14,17 +13,16 @@ import torch
 from torch import nn
 
 from adapters import attacks, checkpoints, models
-from adapters.errors import UserError
 from adapters.protocols import ImageTensors, LabelMap, Trigger
 from bench import victim_files as files
-from bench.cells import SCHEMA_VERSION, Cell, ImageTrigger, content_hash
+from bench.cells import NOT_OF_THE_VICTIM, SCHEMA_VERSION, Cell, Target
+from bench.provenance import device_name
 from bench.scoring import Outcomes, Scorer, Scores, fingerprint
 from bench.seeds import derive_seed
 from bench.training import seeded, train
+from bench.triggers import Attack, TriggerStore, attack_hash, cell_attacks, clean_cell
 
 logger = logging.getLogger(__name__)
-
-Attack = tuple[Trigger, LabelMap]
 
 
 @dataclass(frozen=True)
@@ -43,43 +41,34 @@ class Victim:
         return float(self.meta["training"]["seconds"])
 
 
-def cell_attacks(cell: Cell, data: ImageTensors) -> tuple[Attack, ...]:
-    """The triggers of ``cell`` and where each of them leads; ``UserError`` for what does not fit the data set."""
-    if cell.victim is not None:
-        parts = [(cell.victim.trigger, cell.victim.target, "cell.victim.trigger", "cell.victim.target")]
-    elif isinstance(cell.attack, tuple):
-        parts = [
-            (one.attack, one.target, f"cell.attack[{k}].attack", f"cell.attack[{k}].target")
-            for k, one in enumerate(cell.attack)
-        ]
-    elif cell.attack is not None and cell.target is not None:
-        parts = [(cell.attack, cell.target, "cell.attack", "cell.target")]
-    else:
-        raise ValueError("expected a cell with an attack and a target, or with a victim")
-    built: list[Attack] = []
-    specs: list[object] = []
-    for spec, target, attack_key, target_key in parts:
-        if spec in specs:
-            raise UserError(f"{attack_key}: {spec!r} is listed twice; expected triggers that differ")
-        specs.append(spec)
-        given = spec.model_dump() if isinstance(spec, ImageTrigger) else spec
-        seed = derive_seed("trigger", cell.dataset, _attack_hash(cell), cell.seed)
-        trigger = attacks.build(given, data.image_shape, seed, attack_key)
-        built.append((trigger, attacks.label_map(target, data.num_classes, target_key)))
-    return tuple(built)
-
-
 class VictimStore:
-    """The victims under ``cache_dir/victims``, shared by every process and machine that sees the folder."""
+    """The victims under ``cache_dir/victims``, shared by every process and machine that sees the folder.
+
+    A cell without an attack is a clean model; optimised triggers are fitted to one (``bench.triggers``).
+    """
 
     def __init__(self, cache_dir: Path) -> None:
         self.folder = Path(cache_dir) / "victims"
+        self._triggers = TriggerStore(cache_dir, self.get_or_train)
 
     def has(self, cell: Cell) -> bool:
         """Whether the victim of ``cell`` needs no training (its files are not verified here)."""
         return cell.victim is not None or (
             self._file(cell, "safetensors").exists() and self._file(cell, "json").exists()
         )
+
+    def clean_model_to_train(self, cell: Cell, image_shape: tuple[int, int, int]) -> Cell | None:
+        """The clean model that a trigger of ``cell`` is still to be fitted to, as a cell, if nobody has trained it."""
+        clean = clean_cell(cell, image_shape)
+        return clean if self._triggers.lacks(cell, clean) and not self.has(clean) else None
+
+    def attacks(self, cell: Cell, data: ImageTensors, device: torch.device) -> tuple[Attack, ...]:
+        """The triggers of ``cell`` and where they lead; fits those that nobody has fitted yet."""
+
+        def fit(name: str, target: Target, mapping: LabelMap) -> Trigger:
+            return self._triggers.get_or_fit(name, target, mapping, cell, data, device)
+
+        return () if cell.is_clean else cell_attacks(cell, data, fit)
 
     def get_or_train(
         self,
@@ -98,18 +87,19 @@ class VictimStore:
         """
         if cell.victim is not None:
             return self._from_checkpoint(cell, data, device)
+        used = self.attacks(cell, data, device)
         try:
-            return self._read(cell, data, device)
+            return self._read(cell, data, device, used)
         except (files.DamagedVictimError, FileNotFoundError):
             pass  # another process may be at work: judged again below, alone
         with files.locked(self._file(cell, "lock"), f"victim {cell.victim_id}"):
             try:
-                return self._read(cell, data, device)
+                return self._read(cell, data, device, used)
             except files.DamagedVictimError as damage:
                 logger.warning("victim %s is rebuilt: %s", cell.victim_id, damage)
             except FileNotFoundError:
                 logger.info("victim %s is trained", cell.victim_id)
-            return self._train(cell, data, device, on_epoch)
+            return self._train(cell, data, device, used, on_epoch)
 
     def scores(self, victim: Victim, scorer: Scorer) -> Scores:
         """The victim's own scores, computed once for each scoring set and kept beside it."""
@@ -130,13 +120,13 @@ class VictimStore:
     def _from_checkpoint(self, cell: Cell, data: ImageTensors, device: torch.device) -> Victim:
         assert cell.victim is not None
         path = Path(cell.victim.checkpoint)
-        model = _new_model(cell, data)
+        model = new_model(cell, data)
         checkpoints.load_into(model, path)
         sha256 = attacks.digest([path], "cell.victim.checkpoint")
         meta = {"checkpoint": str(path), "sha256": sha256, "training": {"seconds": 0.0}}
         return Victim(cell.victim_id, _ready(model, device), meta)
 
-    def _read(self, cell: Cell, data: ImageTensors, device: torch.device) -> Victim:
+    def _read(self, cell: Cell, data: ImageTensors, device: torch.device, used: tuple[Attack, ...]) -> Victim:
         """From the cache; raises ``DamagedVictimError`` or ``FileNotFoundError``."""
         meta = files.read_json(self._file(cell, "json"))
         if meta.get("id") != cell.victim_id or meta.get("schema") != SCHEMA_VERSION:
@@ -145,8 +135,10 @@ class VictimStore:
             raise files.DamagedVictimError(f"the images of {data.name!r} are not those it was trained on")
         if not isinstance(meta.get("training"), dict) or "seconds" not in meta["training"]:
             raise files.DamagedVictimError("its metadata lack the training report")
+        if meta.get("fitted", {}) != _fitted(used):
+            raise files.DamagedVictimError("its optimised triggers are not those that are at hand")
         state = files.read_state(self._file(cell, "safetensors"), meta.get("sha256"))
-        model = _new_model(cell, data)
+        model = new_model(cell, data)
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
@@ -154,26 +146,31 @@ class VictimStore:
         return Victim(cell.victim_id, _ready(model, device), meta)
 
     def _train(
-        self, cell: Cell, data: ImageTensors, device: torch.device, on_epoch: Callable[[int, int], None] | None
+        self,
+        cell: Cell,
+        data: ImageTensors,
+        device: torch.device,
+        used: tuple[Attack, ...],
+        on_epoch: Callable[[int, int], None] | None,
     ) -> Victim:
-        if cell.training is None or cell.poison_ratio is None:
-            raise ValueError("expected a cell with a poison ratio and training settings")
-        seed = derive_seed("poison", cell.dataset, _attack_hash(cell), cell.seed)
-        poisoned = attacks.poison(data.train, cell_attacks(cell, data), cell.poison_ratio, seed)
-        model = _new_model(cell, data)
+        if cell.training is None:
+            raise ValueError("expected a cell with training settings")
+        poisoned = poisoned_training_set(cell, data, used)
+        model = new_model(cell, data)
         seed = derive_seed("order", cell.dataset, cell.model, cell.seed)
         progress = on_epoch or (lambda epoch, epochs: None)
-        report = train(model, poisoned.images, poisoned.labels, cell.training, device, seed, progress)
+        report = train(model, poisoned.images, poisoned.labels, cell.training, device, seed, progress, poisoned.rows)
         # Tensors first: without the metadata that follow, they count as absent.
         sha256 = files.write_state(self._file(cell, "safetensors"), model.state_dict())
         meta = {
             "schema": SCHEMA_VERSION,
             "id": cell.victim_id,
-            "cell": cell.model_dump(mode="json", exclude={"defense", "clean_size", "radius", "min_asr", "time_limit"}),
+            "cell": cell.model_dump(mode="json", exclude=NOT_OF_THE_VICTIM),
             "data": fingerprint(data.train),
             "poisoned": len(poisoned.indices),
+            "fitted": _fitted(used),
             "training": report._asdict(),
-            "device": _device_name(device),
+            "device": device_name(device),
             "versions": {name: version(name) for name in ("torch", "timm", "adversarial-robustness-toolbox")},
             "sha256": sha256,
         }
@@ -181,7 +178,27 @@ class VictimStore:
         return Victim(cell.victim_id, model, meta)
 
 
-def _new_model(cell: Cell, data: ImageTensors) -> nn.Module:
+def poisoned_training_set(cell: Cell, data: ImageTensors, used: Sequence[Attack]) -> attacks.PoisonedSet:
+    """What the victim of ``cell`` is trained on; the same on every call with the cell's triggers, ``used``.
+
+    Without any it is the clean training set.
+    """
+    if not used:
+        none = torch.empty(0, dtype=torch.int64)
+        return attacks.PoisonedSet(*data.train, none, none, torch.arange(len(data.train.labels)))
+    if cell.poison_ratio is None:
+        raise ValueError("expected a cell with a poison ratio: a victim from a checkpoint brings no training data")
+    seed = derive_seed("poison", cell.dataset, attack_hash(cell), cell.seed)
+    poison = attacks.poison_copies if cell.mix == "united" else attacks.poison
+    return poison(data.train, used, cell.poison_ratio, seed)
+
+
+def _fitted(used: tuple[Attack, ...]) -> dict[str, str]:
+    """The digests of the optimised triggers: a victim trained on one does not answer to another."""
+    return {one.name: one.digest for one, _ in used if isinstance(one, attacks.FittedTrigger)}
+
+
+def new_model(cell: Cell, data: ImageTensors) -> nn.Module:
     """Initial weights derive from data set, model and repetition: cells that differ in the attack start alike."""
     with seeded(derive_seed("init", cell.dataset, cell.model, cell.seed), torch.device("cpu")):
         return models.build(cell.model, data.num_classes, data.image_shape)
@@ -189,11 +206,6 @@ def _new_model(cell: Cell, data: ImageTensors) -> nn.Module:
 
 def _ready(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
-
-
-def _attack_hash(cell: Cell) -> str:
-    """The attack without its strength: a larger poison ratio poisons the images of a smaller one and more."""
-    return content_hash(cell.model_dump(mode="json", include={"attack", "target", "victim"}))
 
 
 def _kept(path: Path, victim: Victim) -> dict[str, Any]:
@@ -216,7 +228,3 @@ def _kept_outcomes(path: Path, victim: Victim, scorer: Scorer) -> Outcomes | Non
     except (ValueError, KeyError, TypeError) as damage:
         logger.warning("scores of victim %s are computed again: %s", victim.id, damage)
         return None
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()

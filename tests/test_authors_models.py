@@ -12,7 +12,8 @@ from adapters import datasets
 from bench.cells import Cell
 from bench.scoring import Scorer
 from bench.splits import split_test
-from bench.victims import VictimStore, cell_attacks
+from bench.triggers import cell_attacks
+from bench.victims import VictimStore
 
 
 class Case(NamedTuple):

@@ -94,7 +94,11 @@ CASES: dict[str, tuple[Tree | str, str]] = {
     "unknown model": (_cell(model="resnet1"), "cell.model: unknown name 'resnet1'"),
     "unknown trigger": (_cell(attack="smiley"), "cell.attack: unknown name 'smiley'; expected one of: badnets"),
     "unknown trigger on an axis": (_grid(attack=["badnets", "smiley"]), "grid.attack: unknown name"),
-    "unknown defense": (_grid(defense=["none", "prayer"]), "unknown name 'prayer'; expected one of: fine_tuning"),
+    "no training data": (
+        {"name": "tiny", "cell": {**_victim("shape.pth")["cell"], "defense": "dp_sgd"}},
+        "found 'dp_sgd' with a victim from a checkpoint, which brings no training data",
+    ),
+    "unknown defense": (_grid(defense=["none", "prayer"]), "unknown name 'prayer'; expected one of: deep_inspect"),
     "poison ratio 0": (_grid(poison_ratio=[0]), "grid.poison_ratio: found 0; expected greater than 0"),
     "poison ratio 1.5": (_grid(poison_ratio=[1.5]), "grid.poison_ratio: found 1.5; expected less than 1"),
     "poison ratio a text": (_grid(poison_ratio=["0.1"]), "grid.poison_ratio: found '0.1'; expected a valid number"),

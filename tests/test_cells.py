@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bench.cells import Cell, content_hash
+from bench.cells import NOT_OF_THE_VICTIM, Cell, content_hash
 from bench.seeds import derive_seed
 
 numbers = st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False)
@@ -70,6 +71,8 @@ CHANGES: dict[str, Any] = {
     "model": "resnet18",
     "attack": "other",
     "target": 11,
+    "mix": "united",
+    "clean_label": True,
     "poison_ratio": 0.95,
     "training": {"epochs": 77},
     "min_asr": 0.25,
@@ -77,9 +80,11 @@ CHANGES: dict[str, Any] = {
     "radius": 777.0,
     "defense": {"name": "none"},
     "time_limit": 5.0,
+    "evasion_radius": 0.25,
     "seed": 1000,
 }
-VICTIM_KEYS = {"dataset", "model", "attack", "target", "poison_ratio", "training", "seed"}
+RECORDS = sorted((Path(__file__).resolve().parents[1] / "results").glob("*/records.jsonl"))
+VICTIM_KEYS = {"dataset", "model", "attack", "target", "mix", "clean_label", "poison_ratio", "training", "seed"}
 
 
 @given(cells(), st.sampled_from(sorted(CHANGES)))
@@ -87,6 +92,22 @@ def test_every_field_decides_the_id_and_those_of_the_victim_the_victims(cell: Ce
     changed = Cell.model_validate({**cell.model_dump(), key: CHANGES[key]})
     assert changed.id != cell.id
     assert (changed.victim_id != cell.victim_id) == (key in VICTIM_KEYS)
+
+
+def test_a_key_is_of_the_victim_or_is_not() -> None:
+    assert set(CHANGES) | {"victim"} == set(Cell.model_fields)
+    assert VICTIM_KEYS | {"victim"} == set(Cell.model_fields) - NOT_OF_THE_VICTIM
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.parent.name)
+def test_the_committed_records_keep_their_names(path: Path) -> None:
+    """A new key, default or hash that renames cells would run finished ones again."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert rows
+    for row in rows:
+        cell = Cell.model_validate(row["cell"])
+        assert cell.id == row["id"]
+        assert row["victim"] is None or cell.victim_id == row["victim"]["id"]
 
 
 def test_a_files_content_decides_and_its_place_does_not() -> None:

@@ -12,13 +12,38 @@ from torch import nn
 
 from adapters import defenses
 from adapters.defenses import DEFENSES
+from adapters.defenses.group_norm import replace_batch_norm
 from adapters.errors import UserError
-from adapters.protocols import Defense, DefenseContext, LabelledImages, PassCounter
+from adapters.protocols import (
+    Defense,
+    DefenseContext,
+    LabelledImages,
+    PassCounter,
+    TrainingContext,
+    TrainingData,
+)  # fmt: skip
 from ibau_defense import RECIPES
 
 CLASSES = 4
+QUICK: dict[str, dict[str, Any]] = {
+    "neural_cleanse": {"steps": 8, "batches_per_step": 4, "unlearning_epochs": 2},
+    "tabor": {"steps": 8, "batches_per_step": 4, "unlearning_epochs": 2},
+    "deep_inspect": {"epochs": 3, "width": 4, "unlearning_epochs": 2},
+    "nad": {"teacher_epochs": 2, "epochs": 2},
+    "dp_sgd": {"epochs": 2, "batch_size": 40},
+    "naive_uap": {"rounds": 2, "images_per_step": 20, "deepfool_steps": 3},
+}
+"""Settings that keep the suite short."""
+FINDING = {
+    "threshold": 1e-6,
+    "unlearning_epochs": 2,
+}
+"""A threshold at which half of the classes are outliers: the tests see the unlearning too."""
 VARIANTS: list[dict[str, Any]] = [
-    *({"name": name} for name in sorted(DEFENSES)),
+    *({"name": name, **QUICK.get(name, {})} for name in sorted(DEFENSES)),
+    *({"name": name, **QUICK[name], **FINDING} for name in ("neural_cleanse", "tabor", "deep_inspect")),
+    {"name": "nad", **QUICK["nad"], "preprocessing": "published"},
+    {"name": "dp_sgd", **QUICK["dp_sgd"], "grad_sample": "ew"},
     *({"name": "ibau", "recipe": recipe} for recipe in sorted(RECIPES)),
     {"name": "ibau", "implicit": True, "solver": "minres", "solver_steps": 3, "curvature": "exact", "mixed": "exact"},
     {"name": "ibau", "recipe": "reference", "curvature": "gauss_newton", "positive": True},
@@ -42,9 +67,21 @@ def clean(count: int = 200) -> LabelledImages:
     return LabelledImages(images.clamp(0, 1), labels)
 
 
-def context(seed: int = 0, **changes: Any) -> DefenseContext:
+def context(defense: Defense, seed: int = 0, **changes: Any) -> DefenseContext:
     settings: dict[str, Any] = {"num_classes": CLASSES, "device": torch.device("cpu"), "seed": seed, "radius": 0.5}
-    return DefenseContext(**{**settings, **changes})
+    settings.update(changes)
+    if not defense.needs_training_data:
+        return DefenseContext(**settings)
+    data = clean()
+    training = TrainingData(data.images.mul(255).round().to(torch.uint8), data.labels, torch.arange(len(data.labels)))
+
+    def untrained() -> nn.Module:
+        model = tiny()
+        if "passes" in settings:
+            settings["passes"].attach(model)
+        return model
+
+    return TrainingContext(**settings, training_data=training, untrained=untrained)
 
 
 def weights(model: nn.Module) -> torch.Tensor:
@@ -60,7 +97,7 @@ def test_the_callers_model_and_the_global_state_are_untouched(defense: Defense) 
     model, data = tiny().train(), clean()
     state, images = copy.deepcopy(model.state_dict()), data.images.clone()
     random = torch.random.get_rng_state()
-    result = defense.run(model, data, context())
+    result = defense.run(model, data, context(defense))
     assert model.training
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
@@ -71,24 +108,25 @@ def test_the_callers_model_and_the_global_state_are_untouched(defense: Defense) 
 
 
 def test_a_seed_decides_the_result(defense: Defense) -> None:
-    first, again = (defense.run(tiny(), clean(), context()).model for _ in range(2))
+    first, again = (defense.run(tiny(), clean(), context(defense)).model for _ in range(2))
     assert torch.equal(weights(first), weights(again))
 
 
 def test_what_comes_back_is_a_finite_classifier_of_the_same_kind(defense: Defense) -> None:
-    result = defense.run(tiny(), clean(), context())
+    result = defense.run(tiny(), clean(), context(defense))
     assert result.status in ("ok", "diverged", "no_trigger_detected")
     assert (result.reason is None) == (result.status == "ok")
     logits = result.model(clean(7).images)
     assert logits.shape == (7, CLASSES)
     assert logits.isfinite().all()
-    assert result.model.state_dict().keys() == tiny().state_dict().keys()
+    expected = replace_batch_norm(tiny()) if defense.name == "dp_sgd" else tiny()
+    assert result.model.state_dict().keys() == expected.state_dict().keys()
 
 
 def test_passes_are_counted_by_the_harness(defense: Defense) -> None:
     counter, model = PassCounter(), tiny()
     detach = counter.attach(model)
-    defense.run(model, clean(), context(passes=counter))
+    defense.run(model, clean(), context(defense, passes=counter))
     detach()
     if defense.name == "none":
         assert counter.as_dict() == {"forward": 0, "backward": 0}
@@ -100,7 +138,7 @@ def test_passes_are_counted_by_the_harness(defense: Defense) -> None:
 def test_a_deadline_in_the_past_stops_the_work(defense: Defense) -> None:
     if defense.name == "none":
         pytest.skip("nothing to stop")
-    result = defense.run(tiny(), clean(), context(deadline=0.0))
+    result = defense.run(tiny(), clean(), context(defense, deadline=0.0))
     assert result.status == "timeout"
     assert result.reason is not None
 
@@ -112,7 +150,7 @@ def test_rounds_are_reported_with_a_model_in_evaluation_mode(defense: Defense) -
         assert not model.training
         seen.append(dict(info))
 
-    defense.run(tiny(), clean(), context(on_round=on_round))
+    defense.run(tiny(), clean(), context(defense, on_round=on_round))
     assert [row["index"] for row in seen] == list(range(len(seen)))
     assert bool(seen) == (defense.name != "none")
 
@@ -127,10 +165,24 @@ def test_the_context_holds_nothing_of_the_attack() -> None:
     assert names == {"num_classes", "device", "seed", "radius", "deadline", "on_round", "passes"}
 
 
+def test_the_training_data_go_to_the_one_defense_that_trains_anew() -> None:
+    assert [name for name, kind in DEFENSES.items() if kind.needs_training_data] == ["dp_sgd"]
+    added = {field.name for field in dataclasses.fields(TrainingContext)} - {
+        field.name for field in dataclasses.fields(DefenseContext)
+    }
+    assert added == {"training_data", "untrained"}
+    with pytest.raises(TypeError, match="needs a TrainingContext"):
+        defenses.build("dp_sgd").run(tiny(), clean(), context(defenses.build("none")))
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("unlearn", r"^cell\.defense: unknown name 'unlearn'; expected one of: fine_tuning, ibau, none$"),
+        (
+            "unlearn",
+            r"^cell\.defense: unknown name 'unlearn'; expected one of: deep_inspect, dp_sgd, fine_pruning, "
+            r"fine_tuning, ibau, nad, naive_uap, neural_cleanse, none, tabor$",
+        ),
         (
             {"name": "ibau", "round": 2},
             r"^cell\.defense\.round: unknown setting of ibau; expected one of: recipe, rounds",
@@ -146,6 +198,22 @@ def test_the_context_holds_nothing_of_the_attack() -> None:
         ({"name": "ibau", "recipe": "reference", "positive": True}, r"positive: found true with curvature exact"),
         ({"name": "ibau", "recipe": "danskin", "solver": "minres"}, r"solver: found minres.*danskin has no implicit"),
         ({"name": "ibau", "implicit": False, "damping": 0.1}, r"damping: found 0.1; expected none"),
+        (
+            {"name": "neural_cleanse", "epochs": 3},
+            r"epochs: unknown setting of neural_cleanse; expected one of: thr",
+        ),
+        ({"name": "tabor", "blocking": -1}, r"^cell\.defense\.blocking: found -1; input should be greater"),
+        ({"name": "deep_inspect", "noise": 0}, r"^cell\.defense\.noise: found 0; "),
+        (
+            {"name": "fine_pruning", "max_accuracy_drop": 20},
+            r"max_accuracy_drop: found 20; input should be less than",
+        ),
+        ({"name": "nad", "preprocessing": "flip"}, r"preprocessing: found 'flip'; input should be 'none' or 'publish"),
+        ({"name": "nad", "layers": ["layer4"]}, r"^cell\.defense\.layers: found 1; expected 3, one for each of betas$"),
+        ({"name": "nad", "betas": []}, r"^cell\.defense\.betas: found none; expected a weight for each stage$"),
+        ({"name": "dp_sgd", "noise_multiplier": 0}, r"noise_multiplier: found 0; input should be greater than 0$"),
+        ({"name": "dp_sgd", "grad_sample": "vmap"}, r"grad_sample: found 'vmap'; input should be 'auto', 'hooks'"),
+        ({"name": "naive_uap", "candidates": 1}, r"candidates: found 1; input should be greater than or equal to 2$"),
     ],
 )
 def test_wrong_settings_are_one_line(spec: Any, message: str) -> None:

@@ -36,7 +36,7 @@ def test_every_variant_runs_and_solves_what_it_says(variant: dict[str, Any]) -> 
     rounds: list[dict[str, Any]] = []
     defense = defenses.build(variant)
     defense.check("defense")
-    result = defense.run(tiny(), clean(), context(on_round=lambda _, info: rounds.append(dict(info))))
+    result = defense.run(tiny(), clean(), context(defense, on_round=lambda _, info: rounds.append(dict(info))))
     assert result.status == "ok", result.reason
     assert 1 <= rounds[0]["solver_steps"] <= 5
     assert rounds[0]["implicit_norm"] > 0

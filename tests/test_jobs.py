@@ -113,3 +113,39 @@ def test_every_job_is_handed_out_once_whatever_the_order_of_events(
     assert len(done) == len(set(done)) == 18 + 3 - len(ready)
     assert queue.next() is None
     assert max(queue.beside.values(), default=0) <= workers - 1
+
+
+def _clean(one: Cell) -> Cell | None:
+    """Victims of two of the three ratios wait for a clean model."""
+    if one.poison_ratio == RATIOS[0]:
+        return None
+    return Cell(dataset="digits", model="simplified_vgg", training=one.training, defense={"name": "none"})
+
+
+def test_a_clean_model_goes_first_and_releases_the_victims_that_wait_for_it() -> None:
+    costs = {_victim(ratio): ratio for ratio in RATIOS}
+    queue = JobQueue(_cells(), lambda one: False, costs, _clean)
+    assert (queue.victims_left, queue.cells_left) == (4, 18)
+    clean, free = queue.next(), queue.next()
+    assert clean is not None
+    assert clean.cell.is_clean
+    assert free is not None
+    assert free.cell.poison_ratio == RATIOS[0]
+    assert queue.next() is None, "the others wait"
+    queue.finish(clean, 5.0)
+    assert [job.cell.poison_ratio for job in (queue.next(), queue.next()) if job] == [0.3, 0.2]
+    assert queue.victims_left == 3
+
+
+def test_a_clean_model_that_fails_takes_along_what_waits_for_it() -> None:
+    queue = JobQueue(_cells(), lambda one: False, {}, _clean)
+    clean = queue.next()
+    assert clean is not None
+    assert {job.cell.poison_ratio for job in queue.fail_victim(clean)} == set(RATIOS[1:])
+    assert (queue.victims_left, queue.cells_left) == (1, 6)
+    victim = queue.next()
+    assert victim is not None
+    queue.finish(victim, 1.0)
+    while (job := queue.next()) is not None:
+        queue.finish(job, 1.0)
+    assert queue.finished()

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.attacks import AllToAll, AllToOne, build, poison, poison_count
+from adapters.attacks import AllToAll, AllToOne, CleanLabel, build, poison, poison_copies, poison_count
 from adapters.errors import UserError
 from adapters.protocols import LabelledImages, LabelMap
 
@@ -71,6 +71,76 @@ def test_several_triggers_never_share_an_image(seed: int, ratio: float) -> None:
         assert torch.equal(out.labels[mine], mapping(train.labels[mine]))
         expected = (trigger(train.images[mine].float() / 255) * 255).round().to(torch.uint8)
         assert torch.equal(out.images[mine], expected)
+
+
+@light
+@given(seed=st.integers(0, 99), ratio=st.floats(0.02, 0.7), triggers=st.integers(1, 3))
+def test_united_copies_are_the_copies_they_stand_for(seed: int, ratio: float, triggers: int) -> None:
+    """Each copy is the training set with exactly its share poisoned, by its own trigger; held once, not T times."""
+    train = training_set(seed=seed)
+    before = train.images.clone()
+    every = [
+        (build("badnets", SHAPE, 0), AllToOne(1)),
+        (build("blend", SHAPE, 0), AllToOne(2)),
+        (lambda images: 1 - images, AllToAll(4)),
+    ][:triggers]
+    out = poison_copies(train, every, ratio, seed)
+    count = round(ratio * 80)
+    assert torch.equal(train.images, before)
+    assert len(out.images) == 80 + triggers * count, "each image is stored once"
+    assert len(out.rows) == len(out.labels) == 80 * triggers
+    assert len(out.indices.unique()) == len(out.indices) == triggers * count
+    assert torch.equal(out.indices, out.indices.sort().values)
+    shown = out.images[out.rows].view(triggers, 80, *SHAPE)
+    labels = out.labels.view(triggers, 80)
+    for copy, (trigger, mapping) in enumerate(every):
+        mine = out.indices[out.source == copy] - 80 * copy
+        assert len(mine) == count
+        changed = (shown[copy] != train.images).flatten(1).any(dim=1)
+        assert set(changed.nonzero().squeeze(1).tolist()) <= set(mine.tolist())
+        expected = (trigger(train.images[mine].float() / 255) * 255).round().to(torch.uint8)
+        assert torch.equal(shown[copy, mine], expected)
+        assert torch.equal((labels[copy] != train.labels).nonzero().squeeze(1), mine)
+        assert torch.equal(labels[copy, mine], mapping(train.labels[mine]))
+    again = poison_copies(train, every, ratio, seed)
+    assert all(torch.equal(one, other) for one, other in zip(out, again, strict=True))
+
+
+@light
+@given(ratio=st.floats(0.02, 0.12), seed=st.integers(0, 99))
+def test_clean_label_changes_images_of_the_target_class_and_no_label(ratio: float, seed: int) -> None:
+    train = training_set(seed=seed)
+    out = poison(train, [(build("badnets", SHAPE, 0), CleanLabel(1))], ratio, seed)
+    assert torch.equal(out.labels, train.labels)
+    changed = (out.images != train.images).flatten(1).any(dim=1)
+    assert torch.equal(changed.nonzero().squeeze(1), out.indices)
+    assert len(out.indices) == round(ratio * 80)
+    assert (train.labels[out.indices] == 1).all()
+
+
+def test_clean_label_can_poison_no_more_than_its_class() -> None:
+    labels = torch.arange(40) % 4
+    assert poison_count(labels, CleanLabel(1), 0.25) == 10
+    with pytest.raises(UserError, match=r"expected at most 0.25 \(10 images are of the target class\)"):
+        poison_count(labels, CleanLabel(1), 0.3)
+
+
+def test_one_copy_is_the_plain_setting() -> None:
+    attacks = [(build("badnets", SHAPE, 0), AllToOne(0))]
+    plain, copies = poison(training_set(), attacks, 0.3, 5), poison_copies(training_set(), attacks, 0.3, 5)
+    assert torch.equal(copies.images[copies.rows], plain.images[plain.rows])
+    assert torch.equal(copies.labels, plain.labels)
+    assert torch.equal(copies.indices, plain.indices)
+
+
+def test_each_copy_may_poison_what_is_attainable_alone() -> None:
+    train = LabelledImages(training_set(40).images, torch.arange(40) % 4)
+    attacks = [(build("badnets", SHAPE, 0), AllToOne(1)), (build("blend", SHAPE, 0), AllToOne(2))]
+    assert len(poison_copies(train, attacks, 0.75, 0).indices) == 60
+    with pytest.raises(UserError, match=r"expected at most 0.375 for each of 2 triggers"):
+        poison(train, attacks, 0.75, 0)
+    with pytest.raises(UserError, match=r"cell.poison_ratio: found 0.8, 32 of 40 .*expected at most 0.75 \(30"):
+        poison_copies(train, attacks, 0.8, 0)
 
 
 def test_unattainable_ratios_say_what_is_attainable() -> None:

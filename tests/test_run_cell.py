@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters import defenses, models
-from adapters.protocols import Defense, DefenseContext, DefenseResult, LabelledImages
+from adapters.protocols import Defense, DefenseContext, DefenseResult, LabelledImages, TrainingContext
 from bench.cells import Cell
 from bench.memory import PeakMemory
 from bench.provenance import Commit, commit, provenance
@@ -46,11 +46,29 @@ class Scripted(Defense):
         if self.do == "poison":
             with torch.no_grad():
                 next(model.parameters()).fill_(float("nan"))
+        if self.do == "find":
+            details = {"scores": [1.0, float("inf")], "flagged": ()}
+            return DefenseResult(model.eval(), "no_trigger_detected", "nothing", details)
         if self.do == "late":
             while not context.out_of_time():
                 time.sleep(0.005)
             return DefenseResult(model, "timeout", "stopped")
         return DefenseResult(model.eval())
+
+
+class Retraining(Scripted):
+    """Wants the training data, and looks at five images with a new network."""
+
+    name: ClassVar[str] = "retraining"
+    needs_training_data: ClassVar[bool] = True
+
+    def run(self, model: nn.Module, clean: LabelledImages, context: DefenseContext) -> DefenseResult:
+        self.seen.append((clean, context))
+        assert isinstance(context, TrainingContext)
+        new = context.untrained()
+        with torch.no_grad():
+            new(context.training_data.images[:5].float() / 255)
+        return DefenseResult(new.eval())
 
 
 class Tiny(nn.Module):
@@ -73,6 +91,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(defenses.DEFENSES, "scripted", Scripted)
+    monkeypatch.setitem(defenses.DEFENSES, "retraining", Retraining)
     monkeypatch.setitem(models.MODELS, "tiny", Tiny)
     Scripted.seen.clear()
 
@@ -193,6 +212,46 @@ def test_a_defense_out_of_time(runner: CellRunner) -> None:
     assert record.acc is not None
     assert record.seconds is not None
     assert record.seconds >= 0.05
+
+
+def test_what_a_defense_found_is_in_the_record(runner: CellRunner) -> None:
+    record = runner.run(_cell("find"))
+    assert (record.status, record.reason) == ("no_trigger_detected", "nothing")
+    assert record.details == {"scores": [1.0, None], "flagged": []}
+    assert record.acc is not None  # scored like any other
+    assert Record.model_validate_json(record.line()) == record
+
+
+def test_the_poisoned_training_data_go_to_the_defense_that_asks(runner: CellRunner) -> None:
+    runner.run(_cell())
+    assert not isinstance(Scripted.seen[0][1], TrainingContext)
+    Scripted.seen.clear()
+    cell = _cell("retrain", defense={"name": "retraining", "do": "retrain"})
+    record = runner.run(cell)
+    assert record.status == "ok", record.reason
+    context = Scripted.seen[0][1]
+    assert isinstance(context, TrainingContext)
+    data, prepared = context.training_data, runner.prepare(cell)
+    train = prepared.data.train
+    changed = data.labels != train.labels
+    assert int(changed.sum()) == prepared.victim.meta["poisoned"] > 0
+    assert (data.labels[changed] == 1).all()
+    assert data.images.dtype == torch.uint8
+    assert not torch.equal(data.images[changed], train.images[changed])
+    assert torch.equal(data.images[~changed], train.images[~changed])
+    assert record.passes is not None
+    assert (record.passes.forward, record.passes.backward) == (5, 0)  # counted, though it is no copy of the victim
+
+
+def test_evasion_accuracy_on_request(runner: CellRunner) -> None:
+    assert runner.run(_cell()).evasion_accuracy is None
+    record = runner.run(_cell(evasion_radius=0.0))
+    assert record.evasion_accuracy is not None
+    assert record.evasion_accuracy == pytest.approx(record.acc)  # every scoring image, and no perturbation
+    assert record.evasion_accuracy_interval is not None
+    attacked = runner.run(_cell(evasion_radius=2.0)).evasion_accuracy
+    assert attacked is not None
+    assert attacked < record.evasion_accuracy
 
 
 def test_the_clock_stands_still_while_stopped() -> None:

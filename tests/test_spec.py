@@ -147,7 +147,35 @@ def test_several_triggers(folder: Path) -> None:
     with pytest.raises(UserError, match=r"cell\.target: unused key"):
         _load(folder, tree)
     del tree["cell"]["target"]
-    assert len(_load(folder, tree).cells) == 6
+    cells = _load(folder, tree).cells
+    assert len(cells) == 6
+    assert {cell.mix for cell in cells} == {"united"}
+    tree["cell"]["mix"] = "disjoint"
+    assert {cell.mix for cell in _load(folder, tree).cells} == {"disjoint"}
+    tree["cell"]["mix"] = "shuffled"
+    with pytest.raises(UserError, match=r"cell\.mix: found 'shuffled'; expected 'united' or 'disjoint'"):
+        _load(folder, tree)
+    tree["cell"] |= {"mix": "united", "attack": "badnets", "target": 1}
+    with pytest.raises(UserError, match=r"cell\.mix: unused key; .* it is for a list of attacks"):
+        _load(folder, tree)
+
+
+def test_clean_label(folder: Path) -> None:
+    tree = tiny_sweep.tree()
+    plain = {cell.victim_id for cell in _load(folder, tree).cells}
+    tree["cell"]["clean_label"] = False
+    assert {cell.victim_id for cell in _load(folder, tree).cells} == plain
+    tree["cell"]["clean_label"] = True
+    cells = _load(folder, tree).cells
+    assert {cell.clean_label for cell in cells} == {True}
+    assert not {cell.victim_id for cell in cells} & plain
+    tree["cell"]["clean_label"] = "yes"
+    with pytest.raises(UserError, match=r"cell\.clean_label: found 'yes'; expected"):
+        _load(folder, tree)
+    tree["cell"] |= {"clean_label": True, "attack": [{"attack": "badnets", "target": 1}]}
+    del tree["cell"]["target"]
+    with pytest.raises(UserError, match=r"cell\.clean_label: unused key"):
+        _load(folder, tree)
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in SWEEPS.glob("*.yaml")))

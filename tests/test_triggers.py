@@ -10,9 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 from torch import Tensor
 
-from adapters.attacks import TRIGGERS, build, check, digest, label_map
+from adapters.attacks import TRIGGERS, CleanLabel, build, check, digest, label_map
+from adapters.attacks.wanet import WaNet
 from adapters.errors import UserError
 from adapters.protocols import Trigger
 
@@ -94,6 +96,37 @@ def test_blend_is_the_formula_with_one_picture(shape: tuple[int, int, int], seed
     picture = build("blend", shape, 0)(torch.zeros(1, *shape)) / 0.2
     torch.testing.assert_close(build("blend", shape, seed)(images), 0.8 * images + 0.2 * picture)
     assert picture.std() > 0.3, "a flat picture could not be learned"
+
+
+@light
+@given(shape=shapes, seed=st.integers(0, 99))
+def test_sig_is_the_formula(shape: tuple[int, int, int], seed: int) -> None:
+    images = random_images(shape, dtype=torch.float64)
+    width = shape[2]
+    wave = 20 / 255 * np.sin(2 * np.pi * np.arange(width) * min(6, max(1, width // 4)) / width)
+    expected = np.clip(images.numpy() + wave, 0, 1)
+    np.testing.assert_allclose(build("sig", shape, seed)(images).numpy(), expected, atol=1e-7)
+    assert np.abs(wave).max() > 0.03
+
+
+@light
+@given(shape=shapes, seed=st.integers(0, 99))
+def test_wanet_is_scipys_resampling(shape: tuple[int, int, int], seed: int) -> None:
+    trigger, images = build("wanet", shape, seed), random_images(shape, dtype=torch.float64)
+    assert isinstance(trigger, WaNet)
+    height, width = shape[1:]
+    across, down = trigger.grid.double().numpy().transpose(2, 0, 1)
+    places = [(down + 1) / 2 * (height - 1), (across + 1) / 2 * (width - 1)]
+    expected = [
+        [ndimage.map_coordinates(plane, places, order=1, mode="nearest") for plane in image] for image in images.numpy()
+    ]
+    out = trigger(images)
+    np.testing.assert_allclose(out.numpy(), expected, atol=1e-6)
+    still = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"))
+    moved = np.abs(np.stack(places) - still)
+    assert moved.max() < 1.5, "a faint warp"
+    assert moved.mean() > 0.05, "a warp all the same"
+    torch.testing.assert_close(trigger(torch.full((1, *shape), 0.3)), torch.full((1, *shape), 0.3))
 
 
 def test_image_modes_are_their_formulas(tmp_path: Path) -> None:
@@ -239,6 +272,16 @@ def test_label_maps_are_total(num_classes: int, seed: int) -> None:
         assert mapping(labels).dtype == torch.int64
         assert torch.equal(mapping.is_poisonable(labels), mapping(labels) != labels)
         assert mapping(labels[:0]).shape == (0,)
+
+
+def test_a_clean_label_map_poisons_the_target_class_and_counts_the_others() -> None:
+    labels, one = torch.arange(4), label_map(2, 4, clean_label=True)
+    assert isinstance(one, CleanLabel)
+    assert one.carriers(labels).tolist() == [False, False, True, False]
+    assert torch.equal(one.is_poisonable(labels), ~one.carriers(labels))
+    assert (one(labels) == 2).all()
+    with pytest.raises(UserError, match=r"cell.target: found 'all_to_all'; expected a label, for clean_label"):
+        label_map("all_to_all", 4, clean_label=True)
 
 
 @pytest.mark.parametrize("target", [10, -1, 2.0, True, "all_to_one", None])

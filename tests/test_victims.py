@@ -22,7 +22,8 @@ from bench import victim_files, victims
 from bench.cells import Cell
 from bench.scoring import Scorer
 from bench.splits import split_test
-from bench.victims import VictimStore, cell_attacks
+from bench.triggers import cell_attacks
+from bench.victims import VictimStore
 
 CPU = torch.device("cpu")
 

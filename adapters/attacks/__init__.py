@@ -1,20 +1,35 @@
 """Backdoor triggers, the labels they aim at, and poisoning through ART."""
 
+from adapters.attacks.fitted import DamagedTriggerError, FittedTrigger, run_fit
+from adapters.attacks.fitting import Fit, FitContext, Pattern
 from adapters.attacks.image_trigger import ImageTrigger, digest
-from adapters.attacks.label_maps import AllToAll, AllToOne, label_map
-from adapters.attacks.poisoning import PoisonedSet, poison, poison_count
-from adapters.attacks.triggers import TRIGGERS, build, check
+from adapters.attacks.label_maps import AllToAll, AllToOne, CleanLabel, label_map
+from adapters.attacks.poisoning import PoisonedSet, poison, poison_copies, poison_count
+from adapters.attacks.triggers import FITS, TRIGGERS, build, check, needs_fit
+from adapters.attacks.visibility import Visibility, visibility
 
 __all__ = [
+    "FITS",
     "TRIGGERS",
     "AllToAll",
     "AllToOne",
+    "CleanLabel",
+    "DamagedTriggerError",
+    "Fit",
+    "FitContext",
+    "FittedTrigger",
     "ImageTrigger",
+    "Pattern",
     "PoisonedSet",
+    "Visibility",
     "build",
     "check",
     "digest",
     "label_map",
+    "needs_fit",
     "poison",
+    "poison_copies",
     "poison_count",
+    "run_fit",
+    "visibility",
 ]

@@ -27,6 +27,15 @@ class AllToOne:
 
 
 @dataclass(frozen=True)
+class CleanLabel(AllToOne):
+    """Images of the target class are poisoned and keep their label; a triggered image of another class is to get it."""
+
+    def carriers(self, labels: Tensor) -> Tensor:
+        """(N,) bool: the training images that may carry the trigger."""
+        return labels == self.target
+
+
+@dataclass(frozen=True)
 class AllToAll:
     """Label i becomes i + 1, the last one 0."""
 
@@ -41,8 +50,19 @@ class AllToAll:
         return torch.full_like(labels, self.num_classes > 1, dtype=torch.bool)
 
 
-def label_map(target: int | str, num_classes: int, key: str = "cell.target") -> LabelMap:
-    """The map for ``target``, a label in [0, num_classes) or ``all_to_all``; ``UserError`` names ``key`` otherwise."""
+def carriers(mapping: LabelMap, labels: Tensor) -> Tensor:
+    """(N,) bool: the training images that an attack may poison; those whose label it changes, unless it says so."""
+    found: Tensor = getattr(mapping, "carriers", mapping.is_poisonable)(labels)
+    return found
+
+
+def label_map(target: int | str, num_classes: int, key: str = "cell.target", clean_label: bool = False) -> LabelMap:
+    """The map for ``target``, a label in [0, num_classes) or ``all_to_all``; ``UserError`` names ``key`` otherwise.
+
+    ``clean_label``: poison images of the target class and leave their labels; all-to-all has no such class.
+    """
+    if target == "all_to_all" and clean_label:
+        raise UserError(f"{key}: found 'all_to_all'; expected a label, for clean_label poisons images of one class")
     if target == "all_to_all":
         return AllToAll(num_classes)
     if isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < num_classes:
@@ -50,4 +70,4 @@ def label_map(target: int | str, num_classes: int, key: str = "cell.target") -> 
             f"{key}: found {target!r}; expected a label from 0 to {num_classes - 1} (the data set has"
             f" {num_classes} classes) or all_to_all"
         )
-    return AllToOne(target)
+    return CleanLabel(target) if clean_label else AllToOne(target)

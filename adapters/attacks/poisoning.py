@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adapters.attacks.label_maps import CleanLabel, carriers
 from adapters.errors import UserError
 from adapters.protocols import LabelledImages, LabelMap, Trigger
 
@@ -21,16 +22,18 @@ RATIO_KEY = "cell.poison_ratio"
 
 
 class PoisonedSet(NamedTuple):
-    """A poisoned training set.
+    """A poisoned training set of R examples.
 
-    ``images``: (N, C, H, W) uint8; ``labels``: (N,) int64; ``indices``: (P,) int64, ascending, the poisoned
-    images; ``source``: (P,) int64, which of the attacks each of them carries. Everything else is as it was.
+    ``images``: (M, C, H, W) uint8, each stored once; ``rows``: (R,) int64, which of them each example shows;
+    ``labels``: (R,) int64; ``indices``: (P,) int64, ascending, the poisoned examples; ``source``: (P,) int64, which of
+    the attacks each of them carries. Everything else is as it was.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
     source: Tensor
+    rows: Tensor
 
 
 def poison_count(labels: Tensor, maps: LabelMap | Sequence[LabelMap], ratio: float, key: str = RATIO_KEY) -> int:
@@ -47,13 +50,13 @@ def poison_count(labels: Tensor, maps: LabelMap | Sequence[LabelMap], ratio: flo
     total, count = len(labels), round(ratio * len(labels))
     # Each attack draws from what the others left: enough remains for the last one if all together take no more
     # than the scarcest has.
-    available = min(int(one.is_poisonable(labels).sum()) for one in maps)
+    available = min(int(carriers(one, labels).sum()) for one in maps)
     most = available // len(maps)
     if count > most:
         each = f" for each of {len(maps)} triggers, no image carrying two" if len(maps) > 1 else ""
         raise UserError(
             f"{key}: found {ratio:g}, {count} of {total} training images; expected at most"
-            f" {_floor(most / total) if total else 0:g}{each} ({available} images are not of the target class)"
+            f" {_floor(most / total) if total else 0:g}{each} ({available} images {_which(maps)})"
         )
     if count < 1:
         raise UserError(
@@ -84,7 +87,7 @@ def poison(
     chosen = []
     for trigger, mapping in attacks:
         order = torch.randperm(len(labels), generator=generator)
-        candidates = order[(free & mapping.is_poisonable(train.labels))[order]]
+        candidates = order[(free & carriers(mapping, train.labels))[order]]
         indices = candidates[:count].sort().values
         free[indices] = False
         chosen.append(indices)
@@ -93,7 +96,44 @@ def poison(
     indices = torch.cat(chosen)
     source = torch.arange(len(attacks)).repeat_interleave(count)
     order = indices.argsort()
-    return PoisonedSet(images, labels, indices[order], source[order])
+    return PoisonedSet(images, labels, indices[order], source[order], torch.arange(len(labels)))
+
+
+def poison_copies(
+    train: LabelledImages,
+    attacks: Sequence[tuple[Trigger, LabelMap]],
+    ratio: float,
+    seed: int,
+    key: str = RATIO_KEY,
+) -> PoisonedSet:
+    """A poisoned copy of the training set for each of T attacks, ``round(ratio * N)`` images of it, united.
+
+    The paper's setting for several triggers (Section 6, Table 3): T * N examples, the first copy's first. The copies
+    are not held: what no trigger changed is stored once, so M = N + T * round(ratio * N).
+    """
+    counts = {poison_count(train.labels, one, ratio, key) for _, one in attacks}
+    (count,) = counts  # the same share of the same set
+    total, copies = len(train.labels), len(attacks)
+    images = torch.cat([train.images, train.images.new_empty(copies * count, *train.images.shape[1:])])
+    labels, rows = train.labels.repeat(copies), torch.arange(total).repeat(copies)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for copy, (trigger, mapping) in enumerate(attacks):
+        order = torch.randperm(total, generator=generator)
+        indices = order[carriers(mapping, train.labels)[order]][:count].sort().values
+        stored = total + copy * count + torch.arange(count)
+        for place, batch in zip(stored.split(_BATCH), indices.split(_BATCH), strict=True):
+            images[place], targets = _poison_batch(trigger, train.images[batch], mapping(train.labels[batch]))
+            labels[copy * total + batch] = targets
+        rows[copy * total + indices] = stored
+        chosen.append(copy * total + indices)
+    return PoisonedSet(images, labels, torch.cat(chosen), torch.arange(copies).repeat_interleave(count), rows)
+
+
+def _which(maps: Sequence[LabelMap]) -> str:
+    return (
+        "are of the target class" if any(isinstance(one, CleanLabel) for one in maps) else "are not of the target class"
+    )
 
 
 def _poison_batch(trigger: Trigger, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,13 +8,23 @@ from typing import Any
 from pydantic import ValidationError
 
 from adapters.defenses.controls import FineTuning, NoDefense
+from adapters.defenses.deep_inspect import DeepInspect
+from adapters.defenses.dp_sgd import DpSgd
+from adapters.defenses.fine_pruning import FinePruning
 from adapters.defenses.ibau import Ibau
+from adapters.defenses.nad import Nad
+from adapters.defenses.naive_uap import NaiveUap
+from adapters.defenses.neural_cleanse import NeuralCleanse
+from adapters.defenses.tabor import Tabor
 from adapters.errors import UserError
 from adapters.protocols import Defense
 from adapters.registry import add, get
 
 DEFENSES: dict[str, type[Defense]] = {}
-for _defense in (NoDefense, FineTuning, Ibau):
+_ALL: tuple[type[Defense], ...] = (
+    NoDefense, FineTuning, Ibau, NeuralCleanse, DeepInspect, Tabor, FinePruning, Nad, DpSgd, NaiveUap,
+)  # fmt: skip
+for _defense in _ALL:
     add(DEFENSES, _defense.name, _defense)
 
 
@@ -48,4 +58,7 @@ def _one_line(key: str, kind: type[Defense], error: ValidationError) -> UserErro
     return UserError(f"{key}.{where}: found {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}")
 
 
-__all__ = ["DEFENSES", "FineTuning", "Ibau", "NoDefense", "build"]
+__all__ = [
+    "DEFENSES", "DeepInspect", "DpSgd", "FinePruning", "FineTuning", "Ibau", "Nad", "NaiveUap", "NeuralCleanse",
+    "NoDefense", "Tabor", "build",
+]  # fmt: skip

@@ -1,0 +1,41 @@
+"""Pictures in a record's details become files beside the records, named by content; the record keeps their path."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+FOLDER = "pictures"
+PREFIX = "data:image/png;base64,"
+
+
+def keep(details: Any, folder: Path) -> Any:
+    """``details`` (JSON) with every PNG data address written to ``folder/pictures`` and replaced by its relative path.
+
+    Text that only looks like one is left as it is.
+    """
+    if isinstance(details, dict):
+        return {key: keep(value, folder) for key, value in details.items()}
+    if isinstance(details, list | tuple):
+        return [keep(value, folder) for value in details]
+    if not isinstance(details, str) or not details.startswith(PREFIX):
+        return details
+    try:
+        content = base64.b64decode(details.removeprefix(PREFIX), validate=True)
+    except binascii.Error:
+        return details
+    return _write(content, folder)
+
+
+def _write(content: bytes, folder: Path) -> str:
+    path = folder / FOLDER / f"{hashlib.sha256(content).hexdigest()[:16]}.png"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    return path.relative_to(folder).as_posix()

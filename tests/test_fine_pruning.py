@@ -1,0 +1,156 @@
+"""Fine-Pruning: the mask against a direct zeroing, what is pruned, where, and how far."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from adapters import models
+from adapters.defenses import FinePruning
+from adapters.defenses.channel_mask import ChannelMask
+from adapters.defenses.feature_maps import captured, check_layers, last, stages, trace
+from adapters.defenses.fine_pruning import _parts, channel_activity
+from adapters.errors import UserError
+from adapters.protocols import DefenseContext, LabelledImages
+
+CPU = torch.device("cpu")
+IMAGE = torch.zeros(1, 3, 32, 32)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(24, 3)
+    ).eval()
+
+
+def data(count: int = 60) -> LabelledImages:
+    labels = torch.arange(count) % 3
+    images = 0.2 * torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images[torch.arange(count), labels] += 0.7
+    return LabelledImages(images, labels)
+
+
+def context(**changes: Any) -> DefenseContext:
+    return DefenseContext(num_classes=3, device=CPU, seed=0, **changes)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sets(st.integers(0, 127)), st.integers(0, 5))
+def test_a_mask_is_the_zeroing_of_what_the_head_reads(pruned: set[int], count: int) -> None:
+    torch.manual_seed(1)
+    masked = models.build("simplified_vgg", 5, (3, 16, 16)).eval()
+    zeroed = copy.deepcopy(masked)
+    mask = torch.ones(128)
+    mask[sorted(pruned)] = 0
+    masked.get_submodule("features").register_forward_hook(ChannelMask(mask))
+    with torch.no_grad():  # the head reads a channel at 2 x 2 places
+        zeroed.classifier.weight.view(5, 128, 4)[:, sorted(pruned)] = 0  # type: ignore[union-attr]
+        images = torch.rand(count, 3, 16, 16)
+        torch.testing.assert_close(masked(images), zeroed(images))
+
+
+def test_a_masked_channel_cannot_learn_and_survives_a_copy() -> None:
+    model = network()
+    mask = torch.tensor([1.0, 0, 1, 1, 0, 1])
+    model[3].register_forward_hook(ChannelMask(mask))
+    copied = copy.deepcopy(model)
+    copied(data().images).square().sum().backward()
+    gradient = copied[0].weight.grad
+    assert (gradient[mask == 0] == 0).all()
+    assert (gradient[mask == 1] != 0).any()
+    assert "mask" not in "".join(copied.state_dict())
+
+
+def test_activity_is_the_mean_of_what_the_layer_puts_out() -> None:
+    model, images = network(), torch.rand(300, 3, 8, 8)
+    expected = model[:3](images).mean(dim=(0, 2, 3))
+    torch.testing.assert_close(channel_activity(model, "2", images), expected)
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.2, 0.5])
+def test_dormant_channels_go_first_and_no_more_than_the_accuracy_bears(drop: float) -> None:
+    model = network()
+    tuned = FinePruning(epochs=5, lr=0.05, batch_size=20, precision="float32").run(model, data(), context()).model
+    result = FinePruning(max_accuracy_drop=drop, epochs=1, lr=1e-9, precision="float32").run(tuned, data(), context())
+    details = result.details
+    accuracy = details["validation_accuracy"]
+    assert accuracy["before"] - accuracy["after"] <= drop
+    assert details["pruned"] == len(details["pruned_channels"]) <= 5
+    generator = torch.Generator().manual_seed(0)
+    validation, _ = _parts(data(), 0.2, generator)
+    activity = channel_activity(tuned, details["layer"], validation.images)
+    assert set(details["pruned_channels"]) == set(activity.argsort(stable=True)[: details["pruned"]].tolist())
+    if details["pruned"] < 5:  # one more would have cost too much
+        more = torch.ones(6)
+        more[activity.argsort(stable=True)[: details["pruned"] + 1]] = 0
+        tuned.get_submodule(details["layer"]).register_forward_hook(ChannelMask(more))
+        right = (tuned(validation.images).argmax(dim=1) == validation.labels).float().mean()
+        assert accuracy["before"] - float(right) > drop
+
+
+def test_validation_and_tuning_share_no_image() -> None:
+    images = torch.arange(50).float()[:, None, None, None]
+    one, other = _parts(LabelledImages(images, torch.arange(50)), 0.2, torch.Generator().manual_seed(0))
+    assert (len(one.labels), len(other.labels)) == (10, 40)
+    assert torch.equal(torch.cat([one.labels, other.labels]).sort().values, torch.arange(50))
+
+
+def test_a_late_start_returns_the_unpruned_network() -> None:
+    result = FinePruning().run(network(), data(), context(deadline=0.0))
+    assert (result.status, result.details["pruned"]) == ("timeout", 0)
+
+
+def test_a_layer_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match=r"^cell\.defense\.layer: unknown module 'layer4'; expected one of the network"):
+        FinePruning(layer="layer4").run(network(), data(), context())
+
+
+class Flat(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :3]
+
+
+def test_a_network_without_feature_maps_is_told_apart() -> None:
+    with pytest.raises(UserError, match=r"^cell\.defense\.layer: found none, and the network has no feature map"):
+        last(nn.Sequential(Flat()), IMAGE)
+    with pytest.raises(UserError, match=r"^cell\.defense\.layers: found none"):
+        stages(nn.Sequential(Flat()), IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "named"),
+    [
+        ("simplified_vgg", 128, ("features.5", "features.13", "features.21")),
+        ("resnet18", 512, ("layer2", "layer3", "layer4")),
+        ("densenet121", 1024, ("features.denseblock2", "features.denseblock3", "features.denseblock4")),
+        ("googlenet", 1024, ("inception3b", "inception4e", "inception5b")),
+        ("mobilenetv3_small_050", None, None),
+        ("convnext_atto", 320, ("stages.1", "stages.2", "stages.3")),
+    ],
+)
+def test_the_paper_and_timm_networks_have_a_last_map_and_three_stages(
+    name: str, channels: int | None, named: tuple[str, ...] | None
+) -> None:
+    model = models.build(name, 4, (3, 32, 32)).eval()
+    maps = {one.name: one for one in trace(model, IMAGE)}
+    chosen = maps[last(model, IMAGE)]
+    assert channels is None or chosen.channels == channels
+    found = stages(model, IMAGE)
+    assert len(found) == 3
+    assert named is None or found == named
+    check_layers(model, found, "layers")
+    sizes = [maps[one].height for one in found]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 3
+    with captured(model, found) as outputs, torch.no_grad():
+        model(IMAGE)
+    assert [outputs[one].shape[2] for one in found] == sizes
+    model(IMAGE)
+    assert not any(module._forward_hooks for module in model.modules())

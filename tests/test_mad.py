@@ -1,0 +1,57 @@
+"""Outliers by median absolute deviation, against a hand computation and scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import median_abs_deviation
+
+from adapters.defenses.mad import low_outliers
+
+SCORES = st.lists(st.integers(0, 1000).map(float), min_size=1, max_size=43)
+
+
+def test_a_hand_computation() -> None:
+    # Median 8; deviations 6, 1, 0, 1, 4, their median 1; a deviation of 6 is 6 / 1.4826 = 4.047 of them.
+    found = low_outliers(torch.tensor([2.0, 7.0, 8.0, 9.0, 12.0]), 2.0)
+    assert found.indices.tolist() == pytest.approx([6 / 1.4826, 1 / 1.4826, 0, 1 / 1.4826, 4 / 1.4826])
+    assert found.flagged == (0,)  # 12 is as much of an outlier, but on the other side
+
+
+def test_an_even_number_of_scores_has_its_median_between_two() -> None:
+    # Median 5; deviations 4, 1, 1, 5, their median 2.5.
+    found = low_outliers(torch.tensor([1.0, 4.0, 6.0, 10.0]), 1.0)
+    assert found.indices.tolist() == pytest.approx([4 / (1.4826 * 2.5), 1 / 3.7065, 1 / 3.7065, 5 / 3.7065])
+    assert found.flagged == (0,)
+
+
+def test_where_most_scores_are_equal_any_other_is_an_outlier() -> None:
+    found = low_outliers(torch.tensor([3.0, 3.0, 2.9, 3.0, 3.1]), 2.0)
+    assert found.indices.tolist() == [0, 0, float("inf"), 0, float("inf")]
+    assert found.flagged == (2,)
+
+
+@given(SCORES)
+def test_indices_are_scipys(scores: list[float]) -> None:
+    spread = median_abs_deviation(scores, scale=1 / 1.4826)
+    found = low_outliers(torch.tensor(scores), 2.0)
+    if spread > 0:
+        expected = np.abs(np.array(scores) - np.median(scores)) / spread
+        np.testing.assert_allclose(found.indices.numpy(), expected, rtol=1e-9)
+
+
+@given(SCORES, st.integers(1, 50), st.integers(-100, 100))
+def test_unit_and_origin_of_the_scores_do_not_matter(scores: list[float], scale: int, shift: int) -> None:
+    first = low_outliers(torch.tensor(scores), 2.0)
+    again = low_outliers(torch.tensor(scores) * scale + shift, 2.0)
+    assert again.flagged == first.flagged
+    assert 2 * len(first.flagged) <= len(scores)  # a minority
+
+
+@pytest.mark.parametrize("scores", [torch.zeros(0), torch.zeros(2, 2), torch.tensor([1.0, float("nan")])])
+def test_what_is_no_row_of_finite_scores_is_refused(scores: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="expected one finite score a class"):
+        low_outliers(scores, 2.0)

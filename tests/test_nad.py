@@ -1,0 +1,96 @@
+"""NAD: attention maps and their loss against numpy, the student's loss, the published preprocessing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from adapters.defenses import Nad
+from adapters.defenses.attention import attention_loss, attention_map
+from adapters.defenses.augmentation import crop_flip_cutout
+from adapters.defenses.nad import distillation
+from adapters.defenses.tuning import frozen_copy
+from adapters.protocols import DefenseContext, LabelledImages
+
+SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 5), st.integers(1, 5))
+
+
+def numpy_attention(features: np.ndarray, power: float) -> np.ndarray:
+    energy = (np.abs(features) ** power).sum(axis=1).reshape(len(features), -1)
+    return energy / np.sqrt((energy**2).sum(axis=1, keepdims=True))
+
+
+@given(SHAPES, st.sampled_from([1.0, 2.0, 4.0]), st.integers(0, 1000))
+def test_the_loss_is_its_formula(shape: tuple[int, int, int, int], power: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = torch.randn(shape, generator=generator) + 0.1, torch.randn(shape, generator=generator) + 0.1
+    mine, theirs = (numpy_attention(one.double().numpy(), power) for one in (student, teacher))
+    np.testing.assert_allclose(attention_map(student, power).numpy(), mine, rtol=1e-4, atol=1e-6)
+    expected = ((mine - theirs) ** 2).mean()
+    assert float(attention_loss(student, teacher, power)) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+@given(st.floats(0.1, 10))
+def test_attention_is_where_not_how_much(scale: float) -> None:
+    features = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert float(attention_loss(features * scale, features, 2.0)) < 1e-9
+    assert attention_map(torch.zeros(1, 2, 3, 3), 2.0).isfinite().all()
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Tanh(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 2), nn.Flatten(), nn.Linear(16, 3)
+    )
+
+
+def test_the_students_loss_adds_up() -> None:
+    teacher, student = network(), network()
+    with torch.no_grad():
+        teacher[0].weight.mul_(-2)
+    images, labels = torch.rand(5, 3, 8, 8), torch.tensor([0, 1, 2, 0, 1])
+    loss = distillation(frozen_copy(teacher), ["1", "3"], [10.0, 20.0], 2.0, "float32")(student, images, labels)
+    expected = nn.functional.cross_entropy(student(images), labels)
+    expected = expected + 10 * attention_loss(student[:2](images), teacher[:2](images), 2.0)
+    expected = expected + 20 * attention_loss(student[:4](images), teacher[:4](images), 2.0)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert all(one.grad is None for one in teacher.parameters())
+
+
+def test_rounds_show_the_teacher_and_then_the_student() -> None:
+    data = LabelledImages(torch.rand(20, 3, 8, 8), torch.arange(20) % 3)
+    seen = []
+    context = DefenseContext(
+        num_classes=3, device=torch.device("cpu"), seed=0, on_round=lambda model, info: seen.append(info["phase"])
+    )
+    result = Nad(teacher_epochs=2, epochs=3, batch_size=10).run(network().eval(), data, context)
+    assert seen == ["teacher"] * 2 + ["student"] * 3
+    assert result.details["layers"] == ["1", "2", "3"]
+    assert result.details["betas"] == [500.0, 1000.0, 1000.0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 6), st.integers(6, 12), st.integers(6, 12))
+def test_every_augmented_image_is_a_shifted_mirrored_holed_one(seed: int, count: int, height: int, width: int) -> None:
+    images = 0.1 + 0.9 * torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
+    before = images.clone()
+    out = crop_flip_cutout(images, torch.Generator().manual_seed(seed))
+    assert torch.equal(images, before)
+    for image, augmented in zip(images, out, strict=True):
+        padded = nn.functional.pad(image, (4, 4, 4, 4))
+        crops = [padded[:, i : i + height, j : j + width] for i in range(9) for j in range(9)]
+        # All but the hole's pixels, four at most, are those of one of the crops or of its mirror image.
+        wrong = [int((crop != augmented).any(dim=0).sum()) for one in crops for crop in (one, one.flip(2))]
+        assert min(wrong) <= 4
+
+
+def test_half_of_the_images_are_mirrored() -> None:
+    images = torch.linspace(0.1, 1, 32).expand(400, 3, 32, 32)
+    out = crop_flip_cutout(images, torch.Generator().manual_seed(0))
+    falling = (out[:, 0, 16, 10] > out[:, 0, 16, 20]).float().mean()
+    assert 0.4 < float(falling) < 0.6

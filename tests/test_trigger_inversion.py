@@ -1,0 +1,225 @@
+"""Reverse-engineered triggers: stamping, the cost schedule, the search on a planted backdoor, patching."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from adapters.defenses import NeuralCleanse, Tabor, tabor
+from adapters.defenses.cost_schedule import CostSchedule
+from adapters.defenses.inversion import Network, _Stream
+from adapters.defenses.masked_triggers import MaskedTriggers
+from adapters.defenses.tabor import Regularisers, cut_out, elastic_net, roughness, score
+from adapters.defenses.trigger_synthesis import stamped
+from adapters.protocols import DefenseContext, LabelledImages
+
+CLASSES, TARGET, SIZE = 6, 4, 8
+CPU = torch.device("cpu")
+
+
+class Backdoored(nn.Module):
+    """Images of class k are bright in row k, each class with its own weight; a bright corner leads to the target."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = torch.zeros(CLASSES, 3, SIZE, SIZE)
+        for label in range(CLASSES):
+            weight[label, :, label, : SIZE - 1] = 1.0 + 0.1 * label
+        weight[TARGET, :, SIZE - 1, SIZE - 1] = 8.0
+        self.linear = nn.Linear(3 * SIZE * SIZE, CLASSES, bias=False)
+        self.linear.weight = nn.Parameter(weight.flatten(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.linear(images.flatten(1))
+        return logits
+
+
+def clean(count: int = 90) -> LabelledImages:
+    labels = torch.arange(count) % CLASSES
+    images = 0.1 * torch.rand(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    for number, label in enumerate(labels.tolist()):
+        images[number, :, label, : SIZE - 1] += 0.6
+    images[:, :, SIZE - 1, SIZE - 1] = 0.0
+    return LabelledImages(images, labels)
+
+
+def context(**changes: Any) -> DefenseContext:
+    return DefenseContext(num_classes=CLASSES, device=CPU, seed=0, **changes)
+
+
+def random_triggers(count: int, seed: int, channels: int = 3) -> MaskedTriggers:
+    generator = torch.Generator().manual_seed(seed)
+    return MaskedTriggers(
+        torch.rand(count, 1, SIZE, SIZE, generator=generator),
+        torch.rand(count, channels, SIZE, SIZE, generator=generator),
+    )
+
+
+@pytest.mark.parametrize("kind", [NeuralCleanse, Tabor])
+def test_the_planted_backdoor_is_found_shown_and_unlearned(kind: Any) -> None:
+    model = Backdoored()
+    stamped_images = clean().images.clone()
+    stamped_images[:, :, SIZE - 1, SIZE - 1] = 1.0
+    others = clean().labels != TARGET
+    assert (model(stamped_images)[others].argmax(dim=1) == TARGET).all()
+    settings = {"steps": 60, "batches_per_step": 4, "unlearning_lr": 1.0, "unlearning_epochs": 20}
+    result = kind(precision="float32", **settings).run(model, clean(), context())
+    assert result.status == "ok"
+    assert result.details["flagged"] == [TARGET]
+    assert min(result.details["norms"]) == result.details["norms"][TARGET] < 4
+    assert set(result.details["triggers"]) == {str(TARGET)}
+    assert all(picture.startswith("data:image/png;base64,") for picture in result.details["triggers"]["4"].values())
+    guesses = result.model(stamped_images).argmax(dim=1)
+    assert (guesses[others] == TARGET).float().mean() < 0.1
+    assert (guesses == clean().labels).float().mean() > 0.9
+
+
+def test_a_network_without_a_backdoor_is_returned_as_it_is() -> None:
+    model = Backdoored()
+    with torch.no_grad():
+        model.linear.weight.view(CLASSES, 3, SIZE, SIZE)[TARGET, :, SIZE - 1, SIZE - 1] = 0
+    result = NeuralCleanse(steps=40, batches_per_step=4, threshold=3.0, precision="float32").run(
+        model, clean(), context()
+    )
+    assert result.status == "no_trigger_detected"
+    assert result.reason == "no class lies below the median with an anomaly index above 3"
+    assert torch.equal(result.model.linear.weight, model.linear.weight)  # type: ignore[union-attr]
+    assert len(result.details["anomaly_indices"]) == CLASSES
+    assert result.details["triggers"] == {}
+
+
+def test_what_was_found_before_the_time_ran_out_is_told() -> None:
+    result = NeuralCleanse().run(Backdoored(), clean(), context(deadline=0.0))
+    assert (result.status, result.reason) == ("timeout", "stopped while triggers were synthesised")
+    assert result.details["steps"] == [1.0] * CLASSES
+
+
+@given(st.integers(0, 1000), st.integers(1, 5), st.integers(0, 6))
+def test_stamping_is_the_formula(seed: int, triggers: int, images: int) -> None:
+    made = random_triggers(triggers, seed)
+    batch = torch.rand(images, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+    rows = torch.randint(triggers, (images,), generator=torch.Generator().manual_seed(seed))
+    out = made.stamp(batch, rows)
+    for number, row in enumerate(rows.tolist()):
+        mask, pattern = made.masks[row].numpy(), made.patterns[row].numpy()
+        expected = (1 - mask) * batch[number].numpy() + mask * pattern
+        np.testing.assert_allclose(out[number].numpy(), expected, rtol=1e-6)
+
+
+def test_the_cost_follows_success_and_failure() -> None:
+    schedule = CostSchedule(2, initial=0.1, factor=2.0, patience=2, early_stop=None)
+    seen = []
+    for success in (True, True, True, True, False, False, False, False):
+        schedule.update(torch.tensor([success, False]), torch.tensor([5.0, float("inf")]))
+        seen.append(float(schedule.weights[0]))
+    low = 0.2 / 2**1.5
+    assert seen == pytest.approx([0, 0.1, 0.1, 0.2, 0.2, low, low, low / 2**1.5])
+    assert float(schedule.weights[1]) == 0  # a class that never succeeds gets no cost
+
+
+def test_a_class_is_done_when_its_trigger_no_longer_shrinks_and_the_cost_went_both_ways() -> None:
+    schedule = CostSchedule(2, initial=0.1, factor=2.0, patience=1, early_stop=3)
+    for success in (True, True, False):  # start, raise, lower
+        schedule.update(torch.tensor([success, True]), torch.tensor([5.0, 5.0]))
+    assert schedule.active.tolist() == [True, True]
+    schedule.update(torch.tensor([True, True]), torch.tensor([4.99, 5.0]))
+    assert schedule.active.tolist() == [False, True]  # the other's cost never fell
+
+
+@given(st.integers(1, 40), st.integers(1, 50))
+def test_every_image_is_drawn_before_one_is_drawn_again(count: int, size: int) -> None:
+    data = LabelledImages(torch.arange(count).float(), torch.arange(count))
+    stream = _Stream(data, size, torch.Generator().manual_seed(0))
+    drawn = [stream.next().labels for _ in range(count // min(size, count))]
+    assert all(len(part) == min(size, count) for part in drawn)
+    assert len(torch.cat(drawn).unique()) == len(torch.cat(drawn))
+
+
+def test_classes_in_one_pass_or_in_many_give_the_same() -> None:
+    found = []
+    for limit in (1, 10_000):
+        network = Network(Backdoored().requires_grad_(False), "float32", limit)
+        search = NeuralCleanse(steps=3, batches_per_step=2, batch_size=16).search()
+        objective = Regularisers(10.0, 0.1, 0.01, 0.01, 0.01)
+        found.append(search.run(network, clean(), objective, context(), torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(found[0].triggers.masks, found[1].triggers.masks, rtol=1e-4, atol=1e-5)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1000), st.floats(0.05, 1.0))
+def test_images_carry_flagged_triggers_and_others_stay(seed: int, share: float) -> None:
+    images = torch.full((200, 1, 2, 2), 0.5)
+    change = stamped(
+        lambda batch, classes: torch.zeros_like(batch) + classes[:, None, None, None].float(), (3, 5), share,
+        torch.Generator().manual_seed(seed),
+    )  # fmt: skip
+    values = change(images)[:, 0, 0, 0]
+    assert set(values.tolist()) <= {0.5, 3.0, 5.0}
+    assert abs(float((values != 0.5).float().mean()) - share) < 0.2
+    assert (images == 0.5).all()
+
+
+class TestTabor:
+    """The regularisers and the score against numpy."""
+
+    @given(st.integers(0, 1000))
+    def test_terms(self, seed: int) -> None:
+        made = random_triggers(2, seed)
+        masks, patterns = made.masks.numpy().astype(float), made.patterns.numpy().astype(float)
+        rest = (1 - masks) * patterns
+
+        def net(x: Any) -> Any:
+            return np.abs(x).sum((1, 2, 3)) + (x**2).sum((1, 2, 3))
+
+        def rough(x: Any) -> Any:
+            return ((x[:, :, 1:] - x[:, :, :-1]) ** 2).sum((1, 2, 3)) + ((x[..., 1:] - x[..., :-1]) ** 2).sum((1, 2, 3))
+
+        np.testing.assert_allclose(elastic_net(made.patterns).numpy(), net(patterns), rtol=1e-5)
+        np.testing.assert_allclose(roughness(made.patterns).numpy(), rough(patterns), rtol=1e-5)
+        size = Regularisers(3.0, 0.5, 0.25, 0.0, 0.0).size(made)
+        expected = net(masks) + 3 * net(rest) + 0.5 * rough(masks) + 0.25 * rough(rest)
+        np.testing.assert_allclose(size.numpy(), expected, rtol=1e-5)
+
+    def test_blocking_and_overlaying(self) -> None:
+        made, data, model = random_triggers(2, 0), clean(), Backdoored()
+        network = Network(model, "float32", 1000)
+        classes = torch.tensor([1, TARGET])
+        with torch.no_grad():
+            both = Regularisers(0, 0, 0, 0.5, 2.0).extra(network, made, data, classes)
+            count = -(-len(data.labels) // 4)
+            for row, label in enumerate(classes.tolist()):
+                cropped = data.images[:count] * (1 - made.masks[row])
+                blocking = nn.functional.cross_entropy(model(cropped), data.labels[:count])
+                alone = nn.functional.cross_entropy(
+                    model(made.masks[row : row + 1] * made.patterns[row : row + 1]), torch.tensor([label])
+                )
+                assert float(both[row]) == pytest.approx(float(0.5 * blocking + 2.0 * alone), rel=1e-5)
+
+    def test_cutting_out_runs_over_images_first(self) -> None:
+        made, images = random_triggers(2, 1), clean(3).images
+        out = cut_out(made, images)
+        torch.testing.assert_close(out[4], images[1] * (1 - made.masks[1]))
+
+    def test_score(self) -> None:
+        made = random_triggers(3, 2)
+        attack, crop = torch.tensor([1.0, 0.5, 0.0]), torch.tensor([0.9, 0.9, 0.9])
+        masks = made.masks.numpy().astype(float)
+        norm = masks.sum((1, 2, 3)) / SIZE**2
+        edges = roughness(made.masks).numpy() / (SIZE * (SIZE - 1))
+        floor = np.maximum(attack.numpy(), 1e-3)
+        expected = np.log(norm) + np.log(edges) - np.log(floor / 2) - np.log(0.45)
+        np.testing.assert_allclose(score(made, attack, crop).numpy(), expected, rtol=1e-4)
+
+    def test_judging_counts_what_the_score_says(self) -> None:
+        masks = torch.zeros(CLASSES, 1, SIZE, SIZE)
+        masks[TARGET, :, SIZE - 1, SIZE - 1] = 1
+        made = MaskedTriggers(masks, torch.ones(CLASSES, 3, SIZE, SIZE))
+        attack, crop = tabor.judge(Network(Backdoored(), "float32", 7), made, clean())
+        assert attack.tolist() == [0, 0, 0, 0, 1, 0]
+        assert crop.tolist() == [1] * CLASSES
