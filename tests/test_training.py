@@ -120,7 +120,8 @@ def test_every_augmented_image_is_a_window_of_its_padded_self(
     images = torch.randint(1, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
     labels = torch.arange(count)
     kind = "crop_flip" if flip else "crop"
-    data = _Resident(images, labels, Training(epochs=1, batch_size=4, augment=kind), CPU, drop_single=False)  # type: ignore[arg-type]
+    training = Training(epochs=1, batch_size=4, augment=kind)  # type: ignore[arg-type]
+    data = _Resident(images, labels, labels, training, CPU, drop_single=False)
     padded = nn.functional.pad(images, (4, 4, 4, 4))
     seen = []
     for batch, targets in data.epoch(generator):
@@ -136,10 +137,22 @@ def test_every_augmented_image_is_a_window_of_its_padded_self(
 
 def test_plain_batches_are_the_images() -> None:
     images, _ = dark_and_bright(20)
-    data = _Resident(images, torch.arange(20), Training(epochs=1, batch_size=8), CPU, drop_single=True)
+    rows = torch.arange(20)
+    data = _Resident(images, rows, rows, Training(epochs=1, batch_size=8), CPU, drop_single=True)
     for batch, targets in data.epoch(torch.Generator().manual_seed(0)):
         assert torch.equal(batch, images[targets].float() / 255)
         assert 0 <= batch.min() <= batch.max() <= 1
+
+
+def test_an_image_that_several_examples_show_is_held_once() -> None:
+    images, _ = dark_and_bright(3)
+    rows, labels = torch.tensor([0, 1, 2, 0, 1]), torch.arange(5)
+    data = _Resident(images, labels, rows, Training(epochs=1, batch_size=2), CPU, drop_single=False)
+    assert len(data.pixels) == 3
+    seen = list(data.epoch(torch.Generator().manual_seed(0)))
+    for batch, targets in seen:
+        assert torch.equal(batch, images[rows[targets]].float() / 255)
+    assert sorted(torch.cat([targets for _, targets in seen]).tolist()) == [0, 1, 2, 3, 4]
 
 
 def test_defaults_are_valid_settings() -> None:
