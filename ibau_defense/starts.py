@@ -120,15 +120,26 @@ class Search:
     Attributes:
         shape: (C, H, W) of an image.
         generator: of the focused starts; on the CPU, so that every device gets the same.
+        windows: K of them, those of the survey.
         harm: (K,) nats, on the CPU, what the survey found in each of its windows; None before it.
     """
 
     settings: MultiStart
     shape: torch.Size
     generator: torch.Generator
+    windows: list[Window] = field(init=False)
     harm: Tensor | None = field(default=None, init=False)
     _rounds: int = field(default=0, init=False)
     _last: AscentResult | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.windows = survey_windows(self.settings, self.shape)
+
+    @property
+    def largest(self) -> int:
+        """Images of the largest step of an ascent."""
+        settings = self.settings
+        return max(len(self.windows) * settings.survey_images, settings.focused * settings.images)
 
     def bank(self, climb: Climb) -> AscentResult:
         """This round's maximisers; ``climb`` takes windows, images a step and the harm at which to stand still."""
@@ -138,13 +149,12 @@ class Search:
         return self._last
 
     def _find(self, climb: Climb) -> AscentResult:
-        windows = survey_windows(self.settings, self.shape)
         survey = None
         if self.harm is None:
-            survey = climb(windows, self.settings.survey_images, math.inf)
+            survey = climb(self.windows, self.settings.survey_images, math.inf)
             self.harm = harm_weights(survey)
         chosen = torch.multinomial(self.harm, self.settings.focused, replacement=True, generator=self.generator)
-        around = [near(windows[k], self.settings, self.shape, self.generator) for k in chosen.tolist()]
+        around = [near(self.windows[k], self.settings, self.shape, self.generator) for k in chosen.tolist()]
         focused = climb(around, self.settings.images, self.settings.enough)
         return focused if survey is None else _joined(survey, focused)
 

@@ -158,8 +158,7 @@ class _Run:
             self.images, self.labels = self.images[kept], labels[kept]
         _check_carriers(recipe, len(self.images))
         self.search = Search(recipe.starts, self.images.shape[1:], self.generator) if recipe.starts else None
-        bank = 64 * recipe.starts.survey_images if recipe.starts else 0
-        largest = max(recipe.batch_size or len(self.images), bank)
+        largest = max(recipe.batch_size or len(self.images), self.search.largest if self.search else 0)
         probe = UniversalLoss(self.network, self.images[:2], self.labels[:2], clip=recipe.clip)
         self.micro_batch = ibau.micro_batch or micro_batch(probe, largest)
         self.network.graphs = graphs_for(images.device, policy, ibau.tally) if ibau.cuda_graphs else None

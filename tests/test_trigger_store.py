@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pytest
 import tiny_sweep
 import torch
+from made_data import data
 from torch import nn
 
 from adapters import attacks, defenses
@@ -22,7 +23,6 @@ from adapters.protocols import (
     Defense,
     DefenseContext,
     DefenseResult,
-    ImageTensors,
     LabelledImages,
     TrainingContext,
     TrainingData,
@@ -68,13 +68,6 @@ def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(victims, "train", counted)
     monkeypatch.setattr(attacks, "run_fit", fitted)
     return done
-
-
-def data(seed: int = 0) -> ImageTensors:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (90, 3, 8, 8), dtype=torch.uint8, generator=generator)
-    part = LabelledImages(images, torch.randint(0, 3, (90,), generator=generator))
-    return ImageTensors("made", part, part, ("a", "b", "c"), 30)
 
 
 def cell(**changes: Any) -> Cell:

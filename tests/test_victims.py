@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from made_data import data
 from torch import nn
 
 from adapters import models
 from adapters.errors import UserError
-from adapters.protocols import ImageTensors, LabelledImages
+from adapters.protocols import ImageTensors
 from bench import victim_files, victims
 from bench.cells import Cell
 from bench.scoring import Scorer
@@ -56,13 +57,6 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(victims, "train", counted)
     return started
-
-
-def data(seed: int = 0) -> ImageTensors:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (90, 3, 8, 8), dtype=torch.uint8, generator=generator)
-    part = LabelledImages(images, torch.randint(0, 3, (90,), generator=generator))
-    return ImageTensors("made", part, part, ("a", "b", "c"), 30)
 
 
 def cell(**changes: Any) -> Cell:
