@@ -13,7 +13,7 @@ from ibau_defense.balls import Ball
 from ibau_defense.objective import Objective, Theta, UniversalLoss, graphs_of, value_and_gradients
 from ibau_defense.parallel import ranks_of
 
-AscentStatus = Literal["ascended", "no_gain", "not_finite"]
+AscentStatus = Literal["ascended", "no_gain", "no_harm", "not_finite"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class AscentResult:
     Attributes:
         delta: (C, H, W), in the ball; (K, C, H, W) for a bank.
         trace: (T,) the objective before each step, on that step's images.
-        status: ``not_finite`` where a gradient was NaN or infinite: δ is the last finite one.
+        status: ``not_finite`` where a gradient was NaN or infinite: δ is the last finite one; ``no_harm`` where the
+            trace is of a look for harmful δ that found none: δ is the bank before it (``MultiStart.harmful``).
         harm: (K,) the loss of each δ of a bank; None where there is one δ.
     """
 

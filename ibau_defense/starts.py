@@ -42,6 +42,9 @@ class MultiStart:
             more about backdoors and costs the outer steps their accuracy.
         every: new focused starts are looked for every so many rounds; between them the last bank stays, so that the
             outer steps do not lose sight of the strongest starts while the network looks harmless around them.
+        harmful: a later bank whose mean harm is under this many nats is no backdoor's: it is dropped, the one before
+            stays and the search ends. What is found in a network without a backdoor is its natural weakness, and
+            carrying that only costs accuracy.
     """
 
     side: float = 0.25
@@ -55,6 +58,7 @@ class MultiStart:
     whole_share: float = 0.3
     enough: float = 20.0
     every: int = 2
+    harmful: float = 6.0
 
     def __post_init__(self) -> None:
         counts = (self.focused, self.images, self.survey_images, self.steps, self.every, *self.cells)
@@ -122,6 +126,7 @@ class Search:
         generator: of the focused starts; on the CPU, so that every device gets the same.
         windows: K of them, those of the survey.
         harm: (K,) nats, on the CPU, what the survey found in each of its windows; None before it.
+        over: a later look found nothing harmful; there is no other.
     """
 
     settings: MultiStart
@@ -129,6 +134,7 @@ class Search:
     generator: torch.Generator
     windows: list[Window] = field(init=False)
     harm: Tensor | None = field(default=None, init=False)
+    over: bool = field(default=False, init=False)
     _rounds: int = field(default=0, init=False)
     _last: AscentResult | None = field(default=None, init=False)
 
@@ -143,8 +149,13 @@ class Search:
 
     def bank(self, climb: Climb) -> AscentResult:
         """This round's maximisers; ``climb`` takes windows, images a step and the harm at which to stand still."""
-        if self._last is None or self._rounds % self.settings.every == 0:
+        if self._last is None:
             self._last = self._find(climb)
+        elif not self.over and self._rounds % self.settings.every == 0:
+            found = self._find(climb)
+            self.over = found.status != "not_finite" and float(harm_weights(found).mean()) < self.settings.harmful
+            # what this look found is reported, what the steps carry stays
+            self._last = replace(self._last, trace=found.trace, status="no_harm") if self.over else found
         self._rounds += 1
         return self._last
 
@@ -169,7 +180,7 @@ def _joined(first: AscentResult, second: AscentResult) -> AscentResult:
     """One bank of two; of a pair of statuses, the worse."""
     assert first.harm is not None
     assert second.harm is not None
-    order: tuple[AscentStatus, ...] = ("not_finite", "no_gain", "ascended")
+    order: tuple[AscentStatus, ...] = ("not_finite", "no_harm", "no_gain", "ascended")
     return AscentResult(
         torch.cat([first.delta, second.delta]),
         second.trace,

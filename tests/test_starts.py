@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -133,6 +134,26 @@ def test_the_focused_starts_climb_where_the_survey_found_harm() -> None:
     assert len(second.delta) == 50
     assert kept is first
     assert sum(w.top >= 5 and w.left >= 5 for w in asked[2][0]) >= 45
+
+
+@pytest.mark.parametrize(("later", "taken"), [(5.9, False), (6.1, True), (math.nan, False)])
+def test_a_later_bank_is_taken_only_where_it_is_harmful(later: float, taken: bool) -> None:
+    harms = [50.0, 50.0, later, 70.0]  # survey, focused starts, second look, a third one
+    shape, looks = torch.Size((3, 8, 8)), iter(harms)
+
+    def climb(windows: list[Window], each: int, enough: float) -> AscentResult:
+        harm = next(looks)
+        return AscentResult(torch.full((len(windows), *shape), harm), torch.tensor([harm]), "ascended",
+                            torch.full((len(windows),), harm))  # fmt: skip
+
+    search = Search(MultiStart(focused=4, every=1, harmful=6.0), shape, torch.Generator().manual_seed(0))
+    first, second, third = (search.bank(climb) for _ in range(3))
+    assert first.status == "ascended"
+    assert second.status == ("ascended" if taken else "no_harm")
+    torch.testing.assert_close(second.trace, torch.tensor([later]), equal_nan=True)  # the look itself is reported
+    assert bool((second.delta == (later if taken else 50.0)).all())
+    assert bool((third.delta == (70.0 if taken else 50.0)).all())
+    assert search.over is not taken
 
 
 def test_a_start_that_is_harmful_enough_stands_still() -> None:
