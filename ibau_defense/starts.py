@@ -198,6 +198,7 @@ def ascend_from_many(
     settings: MultiStart,
     windows: list[Window],
     *,
+    look: Draw | None = None,
     each: int = 2,
     enough: float = math.inf,
     clip: bool = True,
@@ -210,6 +211,7 @@ def ascend_from_many(
         draw: n ↦ n clean images (n, C, H, W) and labels (n,).
         shape: (C, H, W).
         windows: K of them, one a start.
+        look: likewise, images on which the harm of what was found is measured; None: ``draw``.
         each: clean images a start sees in each step.
         enough: a start whose mean loss is above this many nats stands still.
         micro_batch: most images in one pass.
@@ -217,7 +219,7 @@ def ascend_from_many(
             not meet before the outer step, so sharing them, and not their images, leaves every δ what it is alone.
 
     Returns:
-        A bank: ``delta`` (K, C, H, W) and the loss of each, ``harm`` (K,), on images its ascent has not seen.
+        A bank: ``delta`` (K, C, H, W) and the loss of each, ``harm`` (K,), on images drawn by ``look``.
     """
     device = theta[0].device
     regions, rows, columns = (x.to(device, theta[0].dtype) for x in _regions(windows, shape))
@@ -240,7 +242,7 @@ def ascend_from_many(
             [(inside if window.whole else ball).project(one) for window, one in zip(windows, moved, strict=True)]
         )
         delta = torch.where(sound, moved, delta)
-    harm, _ = _climb(network, *draw(len(windows) * each), delta, theta, clip, micro_batch, ranks)
+    harm, _ = _climb(network, *(look or draw)(len(windows) * each), delta, theta, clip, micro_batch, ranks)
     trace = torch.stack([*losses, harm.mean()])
     climbed = (trace[-1] > trace[0]) | (trace[-1] >= enough)
     finite, higher = torch.stack([sound, climbed]).tolist()  # the one read of an ascent

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -303,12 +304,18 @@ class _Run:
         return ascend(objectives, theta, start, self.ibau.ball, settings)
 
     def _many(self, search: Search) -> AscentResult:
-        """This round's bank; harm all over the image changes how the outer steps go (``Sharp``)."""
+        """This round's bank; harm all over the image changes how the outer steps go (``Sharp``).
+
+        Harm is measured on what the guard holds back."""
+
+        held = (self.guard.images, self.guard.labels) if self.guard else (self.images, self.labels)
+        draw, look = partial(self._draw, self.images, self.labels), partial(self._draw, *held)
 
         def climb(windows: list[Window], each: int, enough: float) -> AscentResult:
             return ascend_from_many(
-                self.network, self._draw, search.shape, self.network.theta, self.ibau.ball, search.settings, windows,
-                each=each, enough=enough, clip=self.recipe.clip, micro_batch=self.micro_batch, ranks=self.ranks,
+                self.network, draw, search.shape, self.network.theta, self.ibau.ball, search.settings, windows,
+                look=look, each=each, enough=enough, clip=self.recipe.clip, micro_batch=self.micro_batch,
+                ranks=self.ranks,
             )  # fmt: skip
 
         bank, sharp = search.bank(climb), self.recipe.sharp
@@ -332,9 +339,9 @@ class _Run:
             index = order[start : start + size]
             yield self.images[index], self.labels[index]
 
-    def _draw(self, count: int) -> tuple[Tensor, Tensor]:
-        index = torch.randint(len(self.images), (count,), generator=self.generator).to(self.images.device)
-        return self.images[index], self.labels[index]
+    def _draw(self, images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        index = torch.randint(len(labels), (count,), generator=self.generator).to(images.device)
+        return images[index], labels[index]
 
     def _assignment(self, ascent: AscentResult, count: int) -> Tensor | None:
         """Which δ of a bank each image would carry: the harmful ones more often."""

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ibau_defense import BALLS, IBAU, L2Ball, MultiStart, Network, UniversalLoss, ascend_from_many
+from ibau_defense import BALLS, IBAU, L2Ball, MultiStart, Network, UniversalLoss, ascend_from_many, unlearning
 from ibau_defense.ascent import AscentResult
+from ibau_defense.guard import hold_back
 from ibau_defense.recipes import FAST, Sharp
 from ibau_defense.starts import Search, Window, _average, _regions, near, survey_windows
 
@@ -154,6 +155,22 @@ def test_a_later_bank_is_taken_only_where_it_is_harmful(later: float, taken: boo
     assert bool((second.delta == (later if taken else 50.0)).all())
     assert bool((third.delta == (70.0 if taken else 50.0)).all())
     assert search.over is not taken
+
+
+def test_harm_is_measured_on_what_the_guard_holds_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[Tensor, Tensor]] = []
+
+    def spy(*args: Any, look: Any, **options: Any) -> AscentResult:
+        drawn.append(look(500))
+        return ascend_from_many(*args, look=look, **options)
+
+    monkeypatch.setattr(unlearning, "ascend_from_many", spy)
+    images, labels = images_of(60)
+    recipe = replace(FAST, rounds=1, outer_steps=1, autocast=False, outer_lr=0.0)
+    IBAU(L2Ball(10.0), recipe).unlearn(Planted(), images, labels)
+    kept, _ = hold_back(0.1, labels, torch.Generator().manual_seed(0))
+    held = {tuple(x.flatten().tolist()) for x in images} - {tuple(x.flatten().tolist()) for x in images[kept]}
+    assert {tuple(x.flatten().tolist()) for x in drawn[0][0]} == held
 
 
 def test_a_start_that_is_harmful_enough_stands_still() -> None:
