@@ -45,6 +45,9 @@ EFFECT_ASR = 0.2
 EFFECT_ACC_LOSS = 0.1
 """A defense has taken effect once ASR is below the one and ACC has fallen by at most the other (Table 6)."""
 
+TRACE_IMAGES = 2000
+"""About how many scoring images a model is scored on between rounds; what a defense returns is scored on all."""
+
 Value = TypeVar("Value")
 
 
@@ -73,6 +76,8 @@ class Prepared(NamedTuple):
     victim: Victim
     before: Scores
     visibility: tuple[Visibility, ...]
+    tracer: Scorer
+    before_traced: Scores
 
 
 @dataclass
@@ -136,7 +141,10 @@ class CellRunner:
         split = split_test(data, derive_seed("split", cell.dataset, cell.seed))
         scorer = Scorer(data, split, self._victims.attacks(cell, data, self._device), self._device)
         victim = self._victims.get_or_train(cell, data, self._device)
-        return Prepared(data, split, scorer, victim, self._victims.scores(victim, scorer), scorer.visibility())
+        before = self._victims.scores(victim, scorer)
+        tracer, traced = scorer.sample(TRACE_IMAGES)
+        first = Scores.of(before.outcomes.at(traced), scorer.names)
+        return Prepared(data, split, scorer, victim, before, scorer.visibility(), tracer, first)
 
     def _load(self, cell: Cell) -> ImageTensors:
         return self._data.get(cell.dataset, lambda: datasets.load(cell.dataset, self._data_root, self._cache_dir))
@@ -160,9 +168,9 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
         why = f"the victim's ASR is {before.asr:.4f}; expected at least {least:.4f} (min_asr {cell.min_asr:g})"
         return Record(id=cell.id, cell=cell, status="attack_failed", reason=why, victim=figures)
     clean = _clean_set(cell, prepared, device)
-    scores = ScoreMemo(prepared)
-    run = _defend(cell, prepared, clean, device, scores)
-    after = scores(run.result.model)
+    run = _defend(cell, prepared, clean, device)
+    untouched = _fingerprint(run.result.model) == _fingerprint(prepared.victim.model)
+    after = before if untouched else prepared.scorer.score(run.result.model)
     gap = prepared.scorer.error_gap(run.result.model, clean, after) if len(clean.labels) else None
     evasion = _evasion(cell, prepared, run.result.model)
     rating = der(before, after, seed=derive_seed("der", cell.id))
@@ -238,20 +246,6 @@ class _Run(NamedTuple):
     rounds: list[dict[str, Any]]
 
 
-class ScoreMemo:
-    """Scores a cell's models, each set of weights once: what a defense returns is often what its last round was."""
-
-    def __init__(self, prepared: Prepared) -> None:
-        self._scorer = prepared.scorer
-        self._known = {_fingerprint(prepared.victim.model): prepared.before}
-
-    def __call__(self, model: nn.Module) -> Scores:
-        key = _fingerprint(model)
-        if key not in self._known:
-            self._known[key] = self._scorer.score(model)
-        return self._known[key]
-
-
 def _fingerprint(model: nn.Module) -> str:
     """SHA-256 of the structure, the hooks' number (a pruning defense acts by them) and every parameter and buffer."""
     total = hashlib.sha256(str(model).encode())
@@ -264,7 +258,7 @@ def _fingerprint(model: nn.Module) -> str:
     return total.hexdigest()
 
 
-def _defend(cell: Cell, prepared: Prepared, clean: LabelledImages, device: torch.device, score: ScoreMemo) -> _Run:
+def _defend(cell: Cell, prepared: Prepared, clean: LabelledImages, device: torch.device) -> _Run:
     """Run the defense on a copy of the victim; the clock, the counter and the memory watch stop while scoring."""
     defense = build_defense(cell)
     model = copy.deepcopy(prepared.victim.model)
@@ -277,10 +271,11 @@ def _defend(cell: Cell, prepared: Prepared, clean: LabelledImages, device: torch
         clock.stop()
         memory.pause()
         passes.enabled = False
-        scores = score(current)
-        if not effect and _has_effect(prepared.before, scores):
+        scores = prepared.tracer.score(current)
+        if not effect and _has_effect(prepared.before_traced, scores):
             effect.append(clock.seconds)
-        rounds.append({"acc": scores.acc, "asr": scores.asr, "seconds": clock.seconds, **jsonable(info)})
+        figures = {"acc": scores.acc, "asr": scores.asr, "images": scores.clean_count, "seconds": clock.seconds}
+        rounds.append({**figures, **jsonable(info)})
         passes.enabled = True
         memory.resume()
         clock.start()

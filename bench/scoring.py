@@ -7,6 +7,7 @@ kept apart, so that a victim's outcomes can be stored and compared image by imag
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,6 +49,11 @@ class Outcomes:
     counted: Flags
     hit: Flags
     restored: Flags
+
+    def at(self, index: Tensor) -> Outcomes:
+        """Those of the images ``index`` (n,) alone."""
+        chosen = index.numpy()
+        return Outcomes(self.correct[chosen], *(x[:, chosen] for x in (self.counted, self.hit, self.restored)))
 
     def pack(self) -> dict[str, Any]:
         """JSON-able: one bit an outcome."""
@@ -144,6 +150,25 @@ class Scorer:
         named = [f"{name} {digest}".strip() for name, digest in zip(self.names, versions, strict=True)]
         self.identity = _identity(images, labels, named, self._counted)
         self.images, self.labels = images.to(device), labels.to(device)
+
+    def sample(self, count: int) -> tuple[Scorer, Tensor]:
+        """A scorer of at most about ``count`` of the images, and which they are: (n,) int64.
+
+        Every k-th image of each class, so that each class is there in proportion, and with at least one image; all
+        images where there are no more than ``count``.
+        """
+        labels = self.labels.cpu()
+        order = labels.argsort(stable=True)
+        place = torch.empty_like(order)
+        sizes = torch.bincount(labels)
+        place[order] = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[order]]
+        index = (place % -(-len(labels) // count) == 0).nonzero().squeeze(1)
+        part = copy.copy(self)
+        part._counted = self._counted[:, index]
+        part.images, part.labels = self.images[index.to(self.device)], self.labels[index.to(self.device)]
+        if len(index) < len(labels):
+            part.identity = f"{self.identity} of {len(index)}"
+        return part, index
 
     def score(self, model: nn.Module) -> Scores:
         """Score ``model`` in float32 and evaluation mode; its own mode is restored."""

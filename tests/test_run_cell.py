@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from adapters import defenses, models
 from adapters.protocols import Defense, DefenseContext, DefenseResult, LabelledImages, TrainingContext
+from bench import run_cell
 from bench.cells import Cell
 from bench.memory import PeakMemory
 from bench.provenance import Commit, commit, provenance
@@ -141,6 +142,18 @@ def test_rounds_are_scored_and_neither_counted_nor_timed(runner: CellRunner) -> 
     assert [row["loss"] for row in record.rounds] == [None, 1]
     assert record.rounds[0]["norm"] == 2.0
     assert all({"acc", "asr", "seconds"} <= set(row) for row in record.rounds)
+
+
+def test_rounds_are_scored_on_a_sample_and_what_comes_out_on_all(
+    runner: CellRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = runner.run(_cell("round"))
+    monkeypatch.setattr(run_cell, "TRACE_IMAGES", 10)
+    record = runner.run(_cell("round", dataset=tiny_sweep.DATASET, seed=1))
+    scorer = runner.prepare(_cell("round", seed=1)).scorer
+    assert {row["images"] for row in every.rounds} == {len(scorer.labels)}
+    assert {row["images"] for row in record.rounds} == {len(scorer.sample(10)[1])} != {len(scorer.labels)}
+    assert record.acc == scorer.score(runner.prepare(_cell(seed=1)).victim.model).acc
 
 
 def test_a_defense_gets_the_clean_set_and_nothing_of_the_attack(runner: CellRunner) -> None:

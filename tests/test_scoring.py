@@ -95,6 +95,25 @@ def test_scores_match_the_oracle(kind: str, seed: int) -> None:
 
 
 @light
+@given(kind=st.sampled_from(["one", "two", "all_to_all"]), seed=st.integers(0, 999), count=st.integers(1, 60))
+def test_a_sample_has_every_class_in_proportion_and_scores_its_images(kind: str, seed: int, count: int) -> None:
+    data, model, attacks = made(seed=seed), random_model(seed), attack_list(kind)
+    split = split_test(data, seed)
+    scorer = Scorer(data, split, attacks, CPU)
+    sample, index = scorer.sample(count)
+    labels = data.test.labels[split.scoring_indices]
+    step = max(1, -(-len(labels) // count))
+    sizes, taken = (torch.bincount(x, minlength=4) for x in (labels, labels[index]))
+    assert torch.equal(taken, (sizes + step - 1) // step)
+    scores = sample.score(model)
+    assert (scores.acc, scores.asr, scores.ra) == pytest.approx(
+        oracle(model, data, split.scoring_indices[index].tolist(), attacks)
+    )
+    assert scores == Scores.of(scorer.score(model).outcomes.at(index), scorer.names)
+    assert (sample.identity == scorer.identity) == (step == 1)
+
+
+@light
 @given(kind=st.sampled_from(["one", "two", "all_to_all"]), seed=st.integers(0, 999), size=st.integers(1, 20))
 def test_error_gap_matches_the_oracle(kind: str, seed: int, size: int) -> None:
     data, model, attacks = made(seed=seed), random_model(seed), attack_list(kind)
