@@ -242,7 +242,7 @@ def ascend_from_many(
             [(inside if window.whole else ball).project(one) for window, one in zip(windows, moved, strict=True)]
         )
         delta = torch.where(sound, moved, delta)
-    harm, _ = _climb(network, *(look or draw)(len(windows) * each), delta, theta, clip, micro_batch, ranks)
+    harm, _ = _climb(network, *(look or draw)(len(windows) * each), delta, theta, clip, micro_batch, ranks, look=True)
     trace = torch.stack([*losses, harm.mean()])
     climbed = (trace[-1] > trace[0]) | (trace[-1] >= enough)
     finite, higher = torch.stack([sound, climbed]).tolist()  # the one read of an ascent
@@ -259,8 +259,10 @@ def _climb(
     clip: bool,
     micro_batch: int | None,
     ranks: Ranks | None,
+    *,
+    look: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(K,) mean loss and (K, C, H, W) gradient of each δ on its own images."""
+    """(K,) mean loss and (K, C, H, W) gradient of each δ on its own images; the gradient is zero for a ``look``."""
     each = len(images) // len(delta)
     group = max(1, micro_batch // each) if micro_batch else len(delta)
     own = slice(0, len(delta)) if ranks is None else ranks.share(len(delta))
@@ -273,6 +275,10 @@ def _climb(
             return _harm(network, images, labels, point, theta, clip)
 
         inputs = (delta[start:stop], images[part], labels[part])
+        if look:
+            with torch.no_grad():
+                harm[start:stop] = _losses(network, inputs[1], inputs[2], inputs[0], theta, clip)
+            continue
         count, graphs = (stop - start) * each, network.graphs
         found = graphs.run(("starts", clip), work, inputs, theta, (count, count)) if graphs else work(*inputs)
         harm[start:stop], gradient[start:stop] = found
@@ -280,13 +286,19 @@ def _climb(
 
 
 def _harm(network: Network, images: Tensor, labels: Tensor, delta: Tensor, theta: Theta, clip: bool) -> list[Tensor]:
-    each, point = len(images) // len(delta), delta.detach().requires_grad_(True)
+    point = delta.detach().requires_grad_(True)
     with torch.enable_grad():
-        added = images + point.repeat_interleave(each, dim=0)
-        logits = network(added.clamp(0.0, 1.0) if clip else added, theta)
-        losses = F.cross_entropy(logits, labels, reduction="none")
+        losses = _losses(network, images, labels, point, theta, clip)
         (gradient,) = torch.autograd.grad(losses.sum(), point)
-    return [losses.detach().view(-1, each).mean(dim=1), gradient]
+    return [losses.detach(), gradient]
+
+
+def _losses(network: Network, images: Tensor, labels: Tensor, delta: Tensor, theta: Theta, clip: bool) -> Tensor:
+    """(K,) the mean loss of each δ on its own images."""
+    each = len(images) // len(delta)
+    added = images + delta.repeat_interleave(each, dim=0)
+    logits = network(added.clamp(0.0, 1.0) if clip else added, theta)
+    return F.cross_entropy(logits, labels, reduction="none").view(-1, each).mean(dim=1)
 
 
 def _regions(windows: list[Window], shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
