@@ -27,8 +27,8 @@ class Sharp:
     """
 
     harm: float = 17.0
-    step: float = 0.0014
-    carriers: tuple[float, ...] = (0.2, 0.1, 0.1, 0.1, 0.05)
+    step: float = 0.0018
+    carriers: tuple[float, ...] = (0.2, 0.2, 0.2, 0.1, 0.1)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -29,12 +30,15 @@ class MultiStart:
     the harm the survey found in them.
 
     Attributes:
+        windows: False has as many starts climb on the entire image instead, each from a draw of its own images.
         side: of a window, as a share of the image's.
         cells: sides in pixels of the cells that change together in a focused start, one drawn for each.
         whole: starts of a survey that climb on the entire image.
         focused: focused starts a round.
         images: clean images a focused start sees in each step.
         survey_images: clean images a start of the survey sees in each step.
+        surveys: as many at most.
+        standing_out: the harm of some window, in nats, at which no other survey is made.
         steps: T. Many small steps on few images find the backdoor where few large ones on many do not.
         reach: in a window, how far a pixel can go in all steps together, in pixels of [0, 1].
         whole_share: on the entire image, ‖δ‖ stays under this share of the ball's radius.
@@ -47,12 +51,15 @@ class MultiStart:
             carrying that only costs accuracy.
     """
 
+    windows: bool = True
     side: float = 0.25
     cells: tuple[int, ...] = (1, 1, 2, 4)
     whole: int = 2
     focused: int = 32
     images: int = 2
     survey_images: int = 3
+    surveys: int = 3
+    standing_out: float = 40.0
     steps: int = 10
     reach: float = 1.2
     whole_share: float = 0.3
@@ -61,11 +68,11 @@ class MultiStart:
     harmful: float = 6.0
 
     def __post_init__(self) -> None:
-        counts = (self.focused, self.images, self.survey_images, self.steps, self.every, *self.cells)
+        counts = (self.focused, self.images, self.survey_images, self.surveys, self.steps, self.every, *self.cells)
         if min(counts) < 1 or self.whole < 0 or not self.cells or not 0 < self.side <= 1:
             raise ValueError(
-                f"starts: found {self}; expected a side in (0, 1], and cells, focused, images, survey_images, steps "
-                "and every of at least 1"
+                f"starts: found {self}; expected a side in (0, 1], and cells, focused, images, survey_images, "
+                "surveys, steps and every of at least 1"
             )
 
 
@@ -87,7 +94,8 @@ def survey_windows(settings: MultiStart, shape: torch.Size) -> list[Window]:
     sides = [max(1, round(settings.side * size)) for size in shape[1:]]
     tops, lefts = (_places(size, side) for size, side in zip(shape[1:], sides, strict=True))
     entire = Window(0, 0, shape[1], shape[2], whole=True)
-    return [Window(top, left, sides[0], sides[1]) for top in tops for left in lefts] + [entire] * settings.whole
+    covering = [Window(top, left, sides[0], sides[1]) if settings.windows else entire for top in tops for left in lefts]
+    return covering + [entire] * settings.whole
 
 
 def _places(size: int, side: int) -> list[int]:
@@ -162,18 +170,39 @@ class Search:
     def _find(self, climb: Climb) -> AscentResult:
         survey = None
         if self.harm is None:
-            survey = climb(self.windows, self.settings.survey_images, math.inf)
+            survey = self._survey(climb)
             self.harm = harm_weights(survey)
         chosen = torch.multinomial(self.harm, self.settings.focused, replacement=True, generator=self.generator)
         around = [near(self.windows[k], self.settings, self.shape, self.generator) for k in chosen.tolist()]
         focused = climb(around, self.settings.images, self.settings.enough)
         return focused if survey is None else _joined(survey, focused)
 
+    def _survey(self, climb: Climb) -> AscentResult:
+        """Repeated until some window stands out; of each window the more harmful δ."""
+        settings, kept = self.settings, cast("AscentResult | None", None)
+        local = torch.tensor([not window.whole for window in self.windows])
+        for _ in range(settings.surveys):
+            survey = climb(self.windows, settings.survey_images, math.inf)
+            kept = survey if kept is None else _better(kept, survey)
+            found = harm_weights(kept)[local]
+            if found.numel() == 0 or float(found.max()) >= settings.standing_out:
+                break
+        return cast(AscentResult, kept)
+
 
 def harm_weights(bank: AscentResult) -> Tensor:
     """(K,) float on the CPU: the harm of each δ of a bank, positive and finite."""
     assert bank.harm is not None
     return bank.harm.detach().float().cpu().nan_to_num(0.0, posinf=1e6).clamp(1e-3, 1e6)
+
+
+def _better(first: AscentResult, second: AscentResult) -> AscentResult:
+    """Of each window, the more harmful of its two δ."""
+    assert first.harm is not None
+    assert second.harm is not None
+    later = second.harm > first.harm
+    delta = torch.where(later.view(-1, 1, 1, 1), second.delta, first.delta)
+    return replace(first, delta=delta, harm=torch.where(later, second.harm, first.harm))
 
 
 def _joined(first: AscentResult, second: AscentResult) -> AscentResult:

@@ -48,6 +48,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"name": "ibau", "implicit": True, "solver": "minres", "solver_steps": 3, "curvature": "exact", "mixed": "exact"},
     {"name": "ibau", "recipe": "reference", "curvature": "gauss_newton", "positive": True},
     {"name": "ibau", "ball": "linf", "implicit": False},
+    {"name": "ibau", "starts": False},
+    {"name": "ibau", "windows": False, "harmful": 0, "sharp": False, "warmup": 1},
 ]
 
 
@@ -198,6 +200,13 @@ def test_the_training_data_go_to_the_one_defense_that_trains_anew() -> None:
         ({"name": "ibau", "recipe": "reference", "positive": True}, r"positive: found true with curvature exact"),
         ({"name": "ibau", "recipe": "danskin", "solver": "minres"}, r"solver: found minres.*danskin has no implicit"),
         ({"name": "ibau", "implicit": False, "damping": 0.1}, r"damping: found 0.1; expected none"),
+        ({"name": "ibau", "recipe": "reference", "starts": True}, r"starts: found true; .* reference has one ascent"),
+        (
+            {"name": "ibau", "recipe": "danskin", "harmful": 2.0},
+            r"harmful: found 2.0; expected none, the ascent has one",
+        ),
+        ({"name": "ibau", "starts": False, "windows": True}, r"windows: found True; expected none"),
+        ({"name": "ibau", "harmful": -1}, r"harmful: found -1; input should be greater than or equal to 0"),
         (
             {"name": "neural_cleanse", "epochs": 3},
             r"epochs: unknown setting of neural_cleanse; expected one of: thr",

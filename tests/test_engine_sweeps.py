@@ -42,3 +42,13 @@ def test_every_variant_runs_and_solves_what_it_says(variant: dict[str, Any]) -> 
     assert rounds[0]["implicit_norm"] > 0
     if variant["curvature"] == "gauss_newton":  # positive definite by the damping, up to rounding
         assert rounds[0]["curvature"] > 0.002 - 1e-5
+
+
+PIECES: list[dict[str, Any]] = yaml.safe_load((SWEEPS / "engine_fast.yaml").read_text())["grid"]["defense"]
+
+
+def test_each_ablation_of_fast_changes_one_piece() -> None:
+    whole, *rest = (vars(defenses.build(one).settings()) for one in PIECES)  # type: ignore[attr-defined]
+    differing = [{name for name, value in other.items() if value != whole[name]} for other in rest]
+    assert whole == vars(RECIPES["fast"])
+    assert differing == [{"starts", "sharp"}, {"starts"}, {"starts"}, {"sharp"}, {"warmup"}, {"implicit"}]

@@ -89,6 +89,13 @@ def test_a_window_nearby_lies_in_the_image_and_overlaps(seed: int) -> None:
     assert near(entire, MultiStart(), shape, generator) == entire
 
 
+def test_without_windows_as_many_starts_climb_on_the_whole_image() -> None:
+    shape = torch.Size((3, 32, 32))
+    entire = survey_windows(MultiStart(windows=False), shape)
+    assert len(entire) == len(survey_windows(MultiStart(), shape)) == 51
+    assert all(window.whole and (window.height, window.width) == (32, 32) for window in entire)
+
+
 def test_a_cell_is_replaced_by_its_mean() -> None:
     line = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
     torch.testing.assert_close(_average(5, 2, 0) @ line, torch.tensor([1.5, 1.5, 3.5, 3.5, 5.0]))
@@ -171,6 +178,27 @@ def test_harm_is_measured_on_what_the_guard_holds_back(monkeypatch: pytest.Monke
     kept, _ = hold_back(0.1, labels, torch.Generator().manual_seed(0))
     held = {tuple(x.flatten().tolist()) for x in images} - {tuple(x.flatten().tolist()) for x in images[kept]}
     assert {tuple(x.flatten().tolist()) for x in drawn[0][0]} == held
+
+
+@pytest.mark.parametrize(("harms", "made"), [([50.0], 1), ([10.0, 45.0], 2), ([10.0, 20.0, 15.0, 99.0], 3)])
+def test_the_survey_is_repeated_until_some_window_stands_out(harms: list[float], made: int) -> None:
+    shape, seen = torch.Size((3, 8, 8)), []
+
+    def climb(windows: list[Window], each: int, enough: float) -> AscentResult:
+        if each == 2:
+            return AscentResult(torch.zeros(len(windows), *shape), torch.zeros(1), "ascended", torch.ones(len(windows)))
+        harm = torch.full((len(windows),), 1.0 + len(seen))
+        harm[0], harm[-1] = harms[len(seen)], 500.0  # the last one climbs on the whole image: it does not count
+        seen.append(each)
+        return AscentResult(harm.view(-1, 1, 1, 1).expand(-1, *shape), torch.zeros(1), "ascended", harm)
+
+    settings = MultiStart(survey_images=3, surveys=3, standing_out=40.0, whole=1)
+    bank = Search(settings, shape, torch.Generator().manual_seed(0)).bank(climb)
+    assert len(seen) == made
+    assert bank.harm is not None
+    assert float(bank.harm[0]) == max(harms[:made])  # of each window the more harmful one
+    assert float(bank.harm[1]) == made
+    assert torch.equal(bank.delta[: -settings.focused, 0, 0, 0], bank.harm[: -settings.focused])
 
 
 def test_a_start_that_is_harmful_enough_stands_still() -> None:

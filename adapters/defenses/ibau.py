@@ -10,11 +10,12 @@ from torch import nn
 
 from adapters.errors import UserError
 from adapters.protocols import Defense, DefenseContext, DefenseResult, LabelledImages
-from ibau_defense import BALLS, IBAU, RECIPES, SOLVERS, Recipe, RoundReport
+from ibau_defense import BALLS, IBAU, RECIPES, SOLVERS, MultiStart, Recipe, RoundReport
 
 RecipeName = Literal["paper", "reference", "reference_gtsrb", "danskin", "danskin_gtsrb", "fast"]
 
 
+_MANY = ("windows", "harmful", "sharp")  # settings of the ascent from many starts
 _IMPLICIT = ("solver", "solver_steps", "solver_step", "damping", "curvature", "mixed", "positive", "boundary")
 
 
@@ -26,6 +27,10 @@ class Ibau(Defense):
     images that carry δ in the outer loss; ``solver_steps`` is the paper's ϑ and ``solver_step`` the step of the
     fixed-point, Neumann and first-term solvers. ``positive`` goes with Gauss–Newton products, positive semi-definite
     as they are: it solves with their sum instead of their difference (``ibau_defense.Response``).
+
+    What ``fast`` is made of can be switched off, for ablations: ``starts: false`` takes one ascent instead of many,
+    ``windows: false`` has all starts climb on the whole image, ``harmful: 0`` takes every later bank, ``sharp: false``
+    treats fragile networks as others, ``warmup: 1`` starts at the full rate.
     """
 
     name: ClassVar[str] = "ibau"
@@ -53,6 +58,11 @@ class Ibau(Defense):
     outer_optimizer: Literal["sgd", "adam"] | None = None
     outer_lr: Annotated[float, Field(gt=0)] | None = None
     micro_batch: Annotated[int, Field(ge=1)] | None = None
+    starts: bool | None = None
+    windows: bool | None = None
+    harmful: Annotated[float, Field(ge=0)] | None = None
+    sharp: bool | None = None
+    warmup: Annotated[int, Field(ge=1)] | None = None
 
     def settings(self) -> Recipe:
         """The named recipe with every setting that was given."""
@@ -64,19 +74,36 @@ class Ibau(Defense):
         }
         direct = (
             "rounds", "batch_size", "clip", "penalty", "implicit", "boundary", "curvature", "mixed", "positive",
-            "carriers", "outer_optimizer", "outer_lr",
+            "carriers", "outer_optimizer", "outer_lr", "warmup",
         )  # fmt: skip
         given = {name: getattr(self, name) for name in direct if getattr(self, name) is not None}
         ascent = {name: value for name, value in ascent.items() if value is not None}
-        if self.carriers is not None and recipe.sharp:
+        if recipe.starts:
+            given["starts"] = self._starts(recipe.starts)
+        if self.sharp is False or self.starts is False:
+            given["sharp"] = None
+        elif self.carriers is not None and recipe.sharp:
             given["sharp"] = replace(recipe.sharp, carriers=(self.carriers,) * len(recipe.sharp.carriers))
         return replace(recipe, ascent=replace(recipe.ascent, **ascent), solver=self._solver(recipe), **given)
 
+    def _starts(self, starts: MultiStart) -> MultiStart | None:
+        if self.starts is False:
+            return None
+        harmful = starts.harmful if self.harmful is None else self.harmful
+        return replace(starts, harmful=harmful, windows=self.windows is not False)
+
     def check(self, key: str) -> None:
+        if self.starts and not RECIPES[self.recipe].starts:
+            raise UserError(
+                f"{key}.starts: found true; expected false or none, the recipe {self.recipe} has one ascent"
+            )
         kind = SOLVERS[self.solver] if self.solver else type(RECIPES[self.recipe].solver)
         if self.solver_step is not None and "step" not in kind.__dataclass_fields__:
             raise UserError(f"{key}.solver_step: found {self.solver_step}; expected none, {kind.name} has no step")
         settings = self.settings()
+        lone = [name for name in _MANY if getattr(self, name) is not None] if not settings.starts else []
+        if lone:
+            raise UserError(f"{key}.{lone[0]}: found {getattr(self, lone[0])}; expected none, the ascent has one start")
         if settings.positive and settings.curvature != "gauss_newton":
             raise UserError(
                 f"{key}.positive: found true with curvature {settings.curvature}; expected gauss_newton, whose "
