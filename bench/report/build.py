@@ -8,14 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from adapters.errors import UserError
-from bench.report import html, markdown
+from bench.report import html, latex, markdown, spreadsheet
 from bench.report.page import Page, compose
 from bench.report.rows import read
 
-FORMATS: Mapping[str, tuple[str, Callable[[Page], str]]] = {
-    "html": ("report.html", html.render),
-    "md": ("report.md", markdown.render),
+FORMATS: Mapping[str, Mapping[str, Callable[[Page], str]]] = {
+    "html": {"report.html": html.render},
+    "md": {"report.md": markdown.render},
+    "latex": {"report.tex": latex.render},
+    "csv": {"tables.csv": spreadsheet.figures, "records.csv": spreadsheet.records},
 }
+"""Name of a format to its files and what writes them; the first file is the one to open."""
 
 
 def build(folder: Path, formats: Sequence[str] = tuple(FORMATS)) -> Path:
@@ -29,7 +32,7 @@ def build(folder: Path, formats: Sequence[str] = tuple(FORMATS)) -> Path:
     for name in wanted or [""]:
         if name not in FORMATS:
             raise UserError(f"--format: found {name!r}; expected one or more of: {', '.join(FORMATS)}")
-    page = compose(folder.resolve().name, read(folder))
+    page = compose(folder, read(folder))
     try:
         (folder / "plots").mkdir(exist_ok=True)
         for section in page.groups:
@@ -37,11 +40,11 @@ def build(folder: Path, formats: Sequence[str] = tuple(FORMATS)) -> Path:
                 _write(folder / "plots" / f"{figure.stem}.svg", figure.svg)
                 _write(folder / "plots" / f"{figure.stem}.png", figure.png)
         for name in wanted:
-            file, render = FORMATS[name]
-            _write(folder / file, render(page).encode("utf-8"))
+            for file, render in FORMATS[name].items():
+                _write(folder / file, render(page).encode("utf-8"))
     except OSError as error:
         raise UserError(f"RESULTS: cannot write the report to {str(folder)!r}: {error.strerror}") from error
-    return folder / FORMATS["html" if "html" in wanted else wanted[0]][0]
+    return folder / next(iter(FORMATS["html" if "html" in wanted else wanted[0]]))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -51,6 +51,20 @@
     });
     shown.textContent = `${count} of ${rows.length} records`;
   };
+  document.querySelectorAll(".sheet pre").forEach((pre) => {
+    if (!navigator.clipboard) return;
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "copy";
+    button.textContent = "Copy";
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(pre.textContent);
+      button.textContent = "Copied";
+      setTimeout(() => { button.textContent = "Copy"; }, 1500);
+    });
+    pre.before(button);
+  });
+
   filter.addEventListener("input", narrow);
   status.addEventListener("change", narrow);
   document.querySelector(".tools").hidden = false;
