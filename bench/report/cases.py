@@ -49,6 +49,7 @@ def at_one_radius(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
     return kept, [note] if len(kept) < len(rows) else []
 
 
+_OTHER = {"poison_ratio": "clean_size", "clean_size": "poison_ratio"}
 _PAPERS = {"poison_ratio": published.POISON_RATIO, "clean_size": published.CLEAN_SIZE, "radius": published.RADIUS}
 
 
@@ -58,7 +59,7 @@ def along(scored: Sequence[Row], axis: str) -> tuple[list[Row], list[str]]:
     notes: list[str] = []
     if axis != "radius":
         rows, notes = at_one_radius(rows)
-    for other in {"poison_ratio", "clean_size"} - {axis}:
+    for other in ("poison_ratio", "clean_size") if axis == "radius" else (_OTHER[axis],):
         at = setting(rows, other, _PAPERS[other])
         rows = [row for row in rows if getattr(row, other) in (None, at)]
     alike = by(rows, lambda row: row.victim_but(*(("poison_ratio",) if axis == "poison_ratio" else ())))

@@ -118,8 +118,8 @@ class Page:
     legend: tuple[tuple[str, str], ...] = LEGEND
 
 
-def compose(folder: Path, reading: Reading) -> Page:
-    """The page of all records, with the pictures that lie in ``folder``; draws every figure."""
+def compose(folder: Path, reading: Reading, draw: bool = True) -> Page:
+    """The page of all records, with the pictures that lie in ``folder``; with ``draw`` every figure is drawn."""
     files = sweep_files.read(folder)
     rows = sweep_files.assign(reading.rows, files)
     labels = groups.variants(rows)
@@ -131,7 +131,7 @@ def compose(folder: Path, reading: Reading) -> Page:
     facts += [(key.replace("_", " "), text) for key, text in records_table.provenance(rows)]
     facts += [("budget", files.budget)] if files.budget else []
     parts = groups.groups(rows)
-    sections = tuple(_section(group, labels, number) for number, group in enumerate(parts, 1))
+    sections = tuple(_section(group, labels, number, draw) for number, group in enumerate(parts, 1))
     unscored = records_table.unscored(rows, labels)
     return Page(
         title=folder.resolve().name,
@@ -151,7 +151,16 @@ def _statuses(rows: Sequence[Row]) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(counts.items(), key=lambda item: (item[0] != "ok", -item[1], item[0])))
 
 
-def _section(group: groups.Group, labels: dict[str, str], place: int) -> Section:
+def _section(group: groups.Group, labels: dict[str, str], place: int, draw: bool) -> Section:
+    return Section(
+        group.title,
+        tables.summary(group.rows, labels),
+        paper.tables(group),
+        _blocks(group, place) if draw else (),
+    )
+
+
+def _blocks(group: groups.Group, place: int) -> tuple[Block, ...]:
     from bench.report import figures, style
 
     with style.drawing():
@@ -163,12 +172,7 @@ def _section(group: groups.Group, labels: dict[str, str], place: int) -> Section
         Block(title, caption, tuple(drawn for where, drawn in found if where == name))
         for name, (title, caption) in _BLOCKS.items()
     ]
-    return Section(
-        group.title,
-        tables.summary(group.rows, labels),
-        paper.tables(group),
-        tuple(block for block in blocks if block.figures),
-    )
+    return tuple(block for block in blocks if block.figures)
 
 
 def _stem(group: groups.Group, name: str, place: int) -> str:

@@ -17,6 +17,9 @@ from bench.report.tables import Head, Table, Value
 EMBEDDED = frozenset({"digits"})
 """Data sets that need no data root."""
 
+SHORT = 10
+"""Digits of a commit that are told."""
+
 _Write = Callable[[Row], Value]
 
 
@@ -174,6 +177,8 @@ def provenance(rows: Sequence[Row], most: int = 4) -> list[tuple[str, str]]:
         if any(part in key for part in ("start", "time", "date")):
             found.append((key, texts[0] if len(set(texts)) == 1 else f"{min(texts)} to {max(texts)}"))
             continue
+        if key == "commit":
+            texts = [text[:SHORT] for text in texts]
         counts = sorted(by(texts, str).items(), key=lambda item: (-len(item[1]), item[0]))
         told = [text if len(counts) == 1 else f"{text} ({len(each)} records)" for text, each in counts[:most]]
         found.append((key, ", ".join(told) + (f" and {len(counts) - most} more" if len(counts) > most else "")))
