@@ -26,8 +26,9 @@ def build(folder: Path, formats: Sequence[str] = tuple(FORMATS)) -> Path:
     """Write the report of ``folder/records.jsonl`` beside it and return the path of ``report.html``.
 
     The same records give the same bytes. ``formats`` picks among ``FORMATS``; ``html`` and ``md`` come with
-    figures, which are written to ``plots/`` too. If ``html`` is not asked for, the first format's path is returned instead. Raises
-    ``UserError`` for a folder without records, an unknown format, or one that cannot be written to.
+    figures, which are written to ``plots/`` too. If ``html`` is not asked for, the first format's path is
+    returned instead. Raises ``UserError`` for a folder without records, an unknown format, or one that cannot be
+    written to.
     """
     wanted = list(dict.fromkeys(formats))
     for name in wanted or [""]:

@@ -89,9 +89,21 @@ def columns(found: Sequence[Line], labels: Mapping[str, str]) -> list[str]:
 
 def _order(line: Line) -> tuple[Any, ...]:
     row = line.first
+    return (
+        place_of(row),
+        row.attack,
+        row.target,
+        row.model,
+        row.checkpoint,
+        -(row.poison_ratio or 0),
+        -(line.size or 0),
+    )
+
+
+def place_of(row: Row) -> int:
+    """Where the paper has the row's attack; others come last."""
     attack = beside.attack_of(row)
-    place = names.ATTACK_ORDER.index(attack) if attack in names.ATTACK_ORDER else len(names.ATTACK_ORDER)
-    return (place, row.attack, row.target, row.model, row.checkpoint, -(row.poison_ratio or 0), -(line.size or 0))
+    return names.ATTACK_ORDER.index(attack) if attack in names.ATTACK_ORDER else len(names.ATTACK_ORDER)
 
 
 def _undefended(rows: Sequence[Row]) -> list[Row]:
@@ -176,7 +188,15 @@ def told_apart(found: Sequence[Line], hidden: frozenset[str] = frozenset()) -> t
     varying = [key for key in keys if len({each.get(key) for each in facts}) > 1]
     apart = [", ".join(_fact(key, each[key]) for key in varying if key in each) for each in facts]
     shared = [_fact(key, facts[0][key]) for key in keys if key not in varying and key != "training"]
+    shared += _recipe(found)
     return apart, [f"Everywhere: {', '.join(shared)}."] if shared and found else []
+
+
+def _recipe(found: Sequence[Line]) -> list[str]:
+    """I-BAU's recipe, where there is but one and no column tells it."""
+    rows = [row for line in found for cell in line.cells.values() for row in cell if row.defense == "ibau"]
+    recipes = {str(row.settings.get("recipe") or "") for row in rows} - {""}
+    return [f"I-BAU's recipe {recipes.pop()}"] if len(recipes) == 1 else []
 
 
 def _fact(key: str, text: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adapters.errors import UserError
-from bench.cells import NOT_OF_THE_VICTIM
+from bench.cells import NOT_OF_THE_VICTIM, content_hash
 from bench.records import FILE, RecordStore
 
 SCORED = frozenset({"ok", "no_trigger_detected"})
@@ -91,9 +91,9 @@ class Row:
         return self.victim_but()
 
     def victim_but(self, *keys: str) -> str:
-        """The same without ``keys``: equal for victims that differ in them alone."""
+        """The same without ``keys``: equal for victims that differ in them alone, or in the paths of files."""
         left_out = {*NOT_OF_THE_VICTIM, *NOT_OF_ANY, *keys}
-        return canonical({key: value for key, value in self.cell.items() if value is not None and key not in left_out})
+        return content_hash({key: value for key, value in self.cell.items() if key not in left_out})
 
     @property
     def one_trigger(self) -> bool:

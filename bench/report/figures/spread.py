@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.report import names, style
-from bench.report.cases import attack_text
+from bench.report.cases import attack_text, place_of
 from bench.report.figures.series import Plot, Series, metric_axis
 from bench.report.groups import by
 from bench.report.rows import Row
@@ -44,10 +44,14 @@ def _cases(series: Series) -> dict[str, list[_Lane]]:
                 found.setdefault((_name(members[0]), members[0].victim_key), []).append((label, members))
     several = by(found, lambda key: key[0])
     told: dict[str, list[_Lane]] = {}
-    for name, keys in sorted(several.items()):
+    for name, keys in sorted(several.items(), key=lambda item: (_place(found[item[1][0]]), item[0])):
         for number, key in enumerate(keys, 1):
             told[f"{name} ({number})" if len(keys) > 1 else name] = found[key]
     return dict(list(told.items())[:MOST_CASES])
+
+
+def _place(lanes: Sequence[_Lane]) -> int:
+    return place_of(lanes[0][1][0])
 
 
 def _name(row: Row) -> str:
