@@ -188,7 +188,8 @@ def _multi_trigger_figures() -> dict[tuple[str, str, str], Published]:
 _ONE_TRIGGER = _one_trigger_figures()
 _MULTI_TRIGGER = _multi_trigger_figures()
 
-_IGNORES_CLEAN_SET = frozenset({"none", "dp_sgd"})
+IGNORES_CLEAN_SET = frozenset({"none", "dp_sgd"})
+"""Defenses that do not see the defender's images."""
 
 
 def lookup(
@@ -208,7 +209,7 @@ def lookup(
     """
     if model != MODEL or (defense == "ibau" and radius != RADIUS):
         return None
-    size = CLEAN_SIZE if defense in _IGNORES_CLEAN_SET or clean_size is None else clean_size
+    size = CLEAN_SIZE if defense in IGNORES_CLEAN_SET or clean_size is None else clean_size
     return _ONE_TRIGGER.get((dataset, attack, defense, poison_ratio, size))
 
 

@@ -12,16 +12,19 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from adapters.errors import UserError
 from bench import pictures
 from bench.cells import SCHEMA_VERSION, Cell
 
 logger = logging.getLogger(__name__)
+
+SPLIT_VERSION = 1
+"""Version of the rule that splits test images (``bench.splits``): figures under different ones are not comparable."""
 
 FILE = "records.jsonl"
 Status = Literal["ok", "no_trigger_detected", "attack_failed", "diverged", "timeout", "failed"]
@@ -124,6 +127,13 @@ class Record(_Row):
     details: dict[str, Any] = {}
     """What the defense itself found: detected classes, recovered triggers, ε (``docs/defenses.md``)."""
     provenance: Provenance | None = None
+    split: int = SPLIT_VERSION
+    """Version of the rule that split the test images; the first in records written before they said so."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_first_split(cls, tree: Any, info: ValidationInfo) -> Any:
+        return {"split": 1} | tree if info.mode == "json" and isinstance(tree, dict) else tree
 
     def line(self) -> bytes:
         """The record as one line of JSON. A NaN or an infinity among a round's diagnostics becomes null."""
@@ -146,6 +156,13 @@ def jsonable(value: Any) -> Any:
     return str(value)
 
 
+class Objects(NamedTuple):
+    """The intact lines of a file of records as JSON, and how many others there were."""
+
+    trees: list[dict[str, Any]]
+    damaged: int
+
+
 class RecordStore:
     """The records of one results folder."""
 
@@ -164,6 +181,14 @@ class RecordStore:
             logger.warning("%s: %d damaged line(s) skipped", self.path, len(damaged))
         records = (self._parse(line, number) for number, line in intact)
         return list({record.id: record for record in records}.values())
+
+    def objects(self) -> Objects:
+        """Every intact line's JSON object in the order written, whatever stands in it: for readers that forgive.
+
+        Raises ``UserError`` if the file cannot be read; one that does not exist holds nothing.
+        """
+        intact, damaged = self._lines()
+        return Objects([json.loads(line) for _, line in intact], len(damaged))
 
     def append(self, record: Record) -> None:
         """Add ``record``; when this returns it is on disk, and the pictures in its details are files beside it."""

@@ -1,4 +1,4 @@
-"""``python -m bench.report RESULTS [--format html,md]``."""
+"""``python -m bench.report RESULTS [--format html,md,latex,csv]``."""
 
 from __future__ import annotations
 

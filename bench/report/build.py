@@ -8,40 +8,48 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from adapters.errors import UserError
-from bench.report import html, markdown
+from bench.report import html, latex, markdown, spreadsheet
 from bench.report.page import Page, compose
 from bench.report.rows import read
 
-FORMATS: Mapping[str, tuple[str, Callable[[Page], str]]] = {
-    "html": ("report.html", html.render),
-    "md": ("report.md", markdown.render),
+FORMATS: Mapping[str, Mapping[str, Callable[[Page], str]]] = {
+    "html": {"report.html": html.render},
+    "md": {"report.md": markdown.render},
+    "latex": {"report.tex": latex.render},
+    "csv": {"tables.csv": spreadsheet.figures, "records.csv": spreadsheet.records},
 }
+"""Name of a format to its files and what writes them; the first file is the one to open."""
+WITH_FIGURES = frozenset({"html", "md"})
 
 
 def build(folder: Path, formats: Sequence[str] = tuple(FORMATS)) -> Path:
     """Write the report of ``folder/records.jsonl`` beside it and return the path of ``report.html``.
 
-    The same records give the same bytes. ``formats`` picks among ``FORMATS``; the figures under ``plots/``
-    are always written. If ``html`` is not asked for, the first format's path is returned instead. Raises
-    ``UserError`` for a folder without records, an unknown format, or one that cannot be written to.
+    The same records give the same bytes. ``formats`` picks among ``FORMATS``; ``html`` and ``md`` come with
+    figures, which are written to ``plots/`` too. If ``html`` is not asked for, the first format's path is
+    returned instead. Raises ``UserError`` for a folder without records, an unknown format, or one that cannot be
+    written to.
     """
     wanted = list(dict.fromkeys(formats))
     for name in wanted or [""]:
         if name not in FORMATS:
             raise UserError(f"--format: found {name!r}; expected one or more of: {', '.join(FORMATS)}")
-    page = compose(folder.resolve().name, read(folder))
+    page = compose(folder, read(folder), draw=not WITH_FIGURES.isdisjoint(wanted))
     try:
-        (folder / "plots").mkdir(exist_ok=True)
-        for section in page.groups:
-            for figure in (drawn for block in section.blocks for drawn in block.figures):
-                _write(folder / "plots" / f"{figure.stem}.svg", figure.svg)
-                _write(folder / "plots" / f"{figure.stem}.png", figure.png)
+        _write_figures(page, folder / "plots")
         for name in wanted:
-            file, render = FORMATS[name]
-            _write(folder / file, render(page).encode("utf-8"))
+            for file, render in FORMATS[name].items():
+                _write(folder / file, render(page).encode("utf-8"))
     except OSError as error:
         raise UserError(f"RESULTS: cannot write the report to {str(folder)!r}: {error.strerror}") from error
-    return folder / FORMATS["html" if "html" in wanted else wanted[0]][0]
+    return folder / next(iter(FORMATS["html" if "html" in wanted else wanted[0]]))
+
+
+def _write_figures(page: Page, folder: Path) -> None:
+    for figure in (drawn for section in page.groups for block in section.blocks for drawn in block.figures):
+        folder.mkdir(exist_ok=True)
+        _write(folder / f"{figure.stem}.svg", figure.svg)
+        _write(folder / f"{figure.stem}.png", figure.png)
 
 
 def _write(path: Path, content: bytes) -> None:

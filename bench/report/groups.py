@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from bench.report.names import defense_name, text_of
+from bench.report.names import COLUMN_ORDER, defense_name, text_of
 from bench.report.rows import Row, canonical
+
+RATES = ("acc", "asr", "ra", "der", "error_gap")
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
@@ -23,6 +25,10 @@ class Group:
 
     title: str
     rows: tuple[Row, ...]
+
+    @property
+    def dataset(self) -> str:
+        return self.rows[0].dataset
 
     @property
     def scored(self) -> list[Row]:
@@ -58,7 +64,7 @@ def groups(rows: Sequence[Row]) -> list[Group]:
     for (dataset, schema, split), members in sorted(parts.items()):
         title = dataset or "unnamed data set"
         title += f" · schema {schema or 'unknown'}" if several_schemas else ""
-        title += f" · split {split or 'unknown'}" if several_splits else ""
+        title += f" · split {split}" if several_splits else ""
         found.append(Group(title, tuple(members)))
     return found
 
@@ -75,10 +81,10 @@ def variants(rows: Sequence[Row]) -> dict[str, str]:
     return labels
 
 
-def ordered(rows: Iterable[Row], labels: dict[str, str]) -> list[str]:
-    """The variants among ``rows``: no defense first, I-BAU last (as the paper's columns stand), others by name."""
-    places = {"none": 0, "ibau": 2}
-    found = {(places.get(row.defense, 1), labels[row.id]) for row in rows}
+def ordered(rows: Iterable[Row], labels: Mapping[str, str]) -> list[str]:
+    """The variants among ``rows`` as the paper's columns stand: no defense first, I-BAU last."""
+    places = {name: place for place, name in enumerate(COLUMN_ORDER)} | {"ibau": len(COLUMN_ORDER) + 1}
+    found = {(places.get(row.defense, len(COLUMN_ORDER)), labels[row.id]) for row in rows}
     return [label for _, label in sorted(found)]
 
 
@@ -94,7 +100,7 @@ def estimate(rows: Sequence[Row], metric: str) -> Estimate | None:
     else:
         half = _half_width(values, mean)
         low, high = mean - half, mean + half
-        if metric in ("acc", "asr", "ra", "der", "error_gap"):
+        if metric in RATES:
             low, high = max(0.0, low), min(1.0, high)
     return Estimate(mean, low, high, len(values), min(values), max(values))
 

@@ -9,7 +9,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from bench.report import marks, style
-from bench.report.page import Drawn, Page
+from bench.report.page import BESIDE, Drawn, Page
 
 
 def render(page: Page) -> str:
@@ -18,7 +18,7 @@ def render(page: Page) -> str:
     # Only the package's own files are marked as safe; nothing in them comes from a record.
     css = Markup(folder.joinpath("report.css").read_text(encoding="utf-8"))
     script = Markup(folder.joinpath("report.js").read_text(encoding="utf-8"))
-    return _template().render(page=page, css=css, script=script, figure=_figure, marks=marks.ALL)
+    return _template().render(page=page, css=css, script=script, figure=_figure, marks=marks.ALL, beside=BESIDE)
 
 
 @cache

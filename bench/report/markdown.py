@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from urllib.parse import quote
 
-from bench.report.page import Page
+from bench.report.page import BESIDE, Page
 from bench.report.tables import Table, Value
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
@@ -14,14 +15,21 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
 def render(page: Page) -> str:
     """``report.md``: the same sections as the page, its figures as links to ``plots/``."""
     parts = [f"# {escape(page.title)}", page_facts(page)]
+    if page.reductions:
+        parts.append("## Reduced\n\nThese sweeps ran at less than the paper's size.")
+        parts.append("\n".join(f"- **{escape(name)}** {escape(words)}" for name, words in page.reductions))
     for section in page.groups:
         parts.append(f"## Data set {escape(section.title)}")
         parts += ["### Summary by defense", table(section.summary)]
-        if section.paper is not None:
-            parts += ["### Attack cases, in the paper's layout", table(section.paper)]
+        for titled in section.paper:
+            parts += [f"### {escape(titled.title)}", table(titled.table)]
+            parts += [f"{escape(BESIDE)}:", table(titled.beside)] if titled.beside else []
         for block in section.blocks:
             parts += [f"### {block.title}", escape(block.caption)]
             parts += [f"![{escape(figure.label)}](plots/{figure.stem}.png)" for figure in block.figures]
+    for title, pictures in (("Trigger gallery", page.galleries), ("Recovered triggers", page.recovered)):
+        parts += [f"## {title}"] if pictures else []
+        parts += [f"![{escape(picture.caption)}]({quote(picture.path)})" for picture in pictures]
     if page.unscored is not None:
         parts += ["## Records not scored", "They enter no mean.", table(page.unscored)]
     parts += ["## Every record", _constants(page), table(page.records.table)]

@@ -18,18 +18,28 @@ class Mark:
     name: str
     symbol: str
     meaning: str
+    short: str
+    """The meaning in the few words that stand under every table; ``meaning`` stands once, at the end."""
 
 
-ASR_HIGH = Mark("asr-high", "▲", "ASR not under 20 %")
-ACC_LOST = Mark("acc-lost", "▼", "ACC down by more than 10 points against the undefended model")
-BEST = Mark("best", "★", "best of the other defenses: highest ACC minus ASR among those with neither ▲ nor ▼")
+ASR_HIGH = Mark("asr-high", "▲", "ASR not under 20 %", "ASR not under 20 %")
+ACC_LOST = Mark(
+    "acc-lost", "▼", "ACC down by more than 10 points against the undefended model", "ACC down by over 10 points"
+)
+BEST = Mark(
+    "best",
+    "★",
+    "best of the other defenses: highest ACC minus ASR among those with neither ▲ nor ▼",
+    "best of the other defenses",
+)
 COMPARABLE = Mark(
     "comparable",
     "✓",
     "I-BAU comparable to ★ or better: ACC less than 1 point below it; ASR less than 4 points above it "
     "or above guessing the target. Where no other defense has a ★: neither ▲ nor ▼",
+    "I-BAU comparable to it or better",
 )
-UNDETECTED = Mark("undetected", "×", "no trigger was detected, and the model left as it was")
+UNDETECTED = Mark("undetected", "×", "no trigger was detected, and the model left as it was", "no trigger detected")
 ALL = (ASR_HIGH, ACC_LOST, BEST, COMPARABLE, UNDETECTED)
 
 

@@ -16,6 +16,13 @@ _DEFENSES = {
     "nad": "NAD",
     "dp_sgd": "DP-SGD",
 }
+COLUMN_ORDER = (
+    "none", "fine_tuning", "naive_uap", "neural_cleanse", "deep_inspect", "tabor", "fine_pruning", "nad", "dp_sgd",
+)  # fmt: skip
+"""The paper's columns with our controls before them; others follow by name, and I-BAU is the last."""
+ATTACK_ORDER = ("badnets", "blend", "l0_inv", "l2_inv", "smooth", "trojan_sq", "trojan_wm", "all_to_all")
+"""The rows of the paper's Tables 1 and 2."""
+
 _ATTACKS = {
     "badnets": "BadNets",
     "blend": "Blend",
@@ -24,6 +31,9 @@ _ATTACKS = {
     "smooth": "Smooth",
     "trojan_sq": "Trojan SQ",
     "trojan_wm": "Trojan WM",
+    "all_to_all": "All to all",
+    "sig": "SIG",
+    "wanet": "WaNet",
 }
 
 METRIC_NAMES = {"acc": "ACC", "asr": "ASR", "ra": "RA", "der": "DER", "error_gap": "Error gap"}
@@ -55,8 +65,8 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
-def percent_range(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{percent(low)}–{percent(high)}"
+def percent_range(low: float | None, high: float | None, digits: int = 1) -> str:
+    return "" if low is None or high is None else f"{percent(low, digits)}–{percent(high, digits)}"
 
 
 def ratio_name(value: float | None) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from bench.report import groups, records_table, tables
+from bench.report import attachments, beside, groups, paper, records_table, sweep_files, tables
+from bench.report.attachments import Picture
 from bench.report.records_table import Records
 from bench.report.rows import Reading, Row
-from bench.report.tables import Table
+from bench.report.tables import Table, Titled
 
 LEGEND = (
     ("ACC", "accuracy on clean test images of the scoring set, none of which the defender ever held."),
@@ -32,6 +34,7 @@ LEGEND = (
     ("To effect", "the second up to the first round with ASR under 20 % and at most 10 points of ACC lost."),
     ("Forward, backward", "how many images went through the network in each direction during the defense."),
     ("Peak memory", "of the defense: allocated on the GPU, or growth of the process's memory on a CPU."),
+    ("paper", beside.MEANING),
     ("n", "how many clean images the defender holds."),
     ("Cδ", "the radius of the ball that I-BAU looks for its perturbation in, with pixels in [0, 1]."),
     ("Poison ratio", "poisoned images as a share of the whole training set."),
@@ -40,21 +43,37 @@ LEGEND = (
 _BLOCKS = {
     "trade-off": (
         "Trade-off",
-        "One point a record. The shaded band is ASR under 20 %, where the paper counts a defense as effective; up and "
-        "to the left is better on the first figure, down and to the left on the second.",
+        "One point a record; on the last figure the mean of each defense, larger the longer it took. In the shaded "
+        "band, ASR under 20 %, the paper counts a defense as effective. Left is better; up for ACC, down for seconds.",
+    ),
+    "spread": (
+        "Run-to-run spread",
+        "Every run of an attack case that differs in the seed alone, where there are three or more; the bar is the "
+        "median, the line the range.",
     ),
     "sensitivity": (
         "Sensitivity",
-        "Line: mean over everything else that varies (the other axes and the seeds). Band: smallest to largest. A "
-        "defense that does not depend on an axis, or has one value of it, has no line there.",
+        "The other axes as in the paper, or at their largest. Line: mean; band: its 95 % interval, over attack cases "
+        "and seeds or of the one record. A defense with one value of an axis has no line there.",
     ),
     "maps": (
         "I-BAU over Cδ and n",
         "Mean over what else varies, in percent. One colour scale for all maps of a metric; darker is better. A dash: "
         "no scored record.",
     ),
-    "rounds": ("Round by round", "One line a record, from the undefended model at round 0."),
+    "rounds": (
+        "Round by round",
+        "One line a record, from the undefended model at round 0; of several triggers also the mean of each.",
+    ),
+    "tsne": (
+        "Features by t-SNE",
+        "The input of the network's last layer, laid out for each model by itself: clean images in the colour of their "
+        "class, triggered ones in black (white on a dark page).",
+    ),
 }
+
+
+BESIDE = "RA, DER, time, memory and passes of the same cells"
 
 
 @dataclass(frozen=True)
@@ -80,7 +99,7 @@ class Section:
 
     title: str
     summary: Table
-    paper: Table | None
+    paper: tuple[Titled, ...]
     blocks: tuple[Block, ...]
 
 
@@ -92,12 +111,17 @@ class Page:
     groups: tuple[Section, ...]
     unscored: Table | None
     records: Records
+    galleries: tuple[Picture, ...] = ()
+    recovered: tuple[Picture, ...] = ()
+    reductions: tuple[tuple[str, str], ...] = ()
+    """What a budget left out: sweep file and words."""
     legend: tuple[tuple[str, str], ...] = LEGEND
 
 
-def compose(title: str, reading: Reading) -> Page:
-    """The page of all records; draws every figure."""
-    rows = reading.rows
+def compose(folder: Path, reading: Reading, draw: bool = True) -> Page:
+    """The page of all records, with the pictures that lie in ``folder``; with ``draw`` every figure is drawn."""
+    files = sweep_files.read(folder)
+    rows = sweep_files.assign(reading.rows, files)
     labels = groups.variants(rows)
     statuses = _statuses(rows)
     facts = [("Records", f"{len(rows)} ({', '.join(f'{count} {status}' for status, count in statuses)})")]
@@ -105,10 +129,21 @@ def compose(title: str, reading: Reading) -> Page:
         facts.append(("Unreadable lines, left out", str(reading.unreadable)))
     facts.append(("Schema", ", ".join(sorted({row.schema or "unknown" for row in rows}))))
     facts += [(key.replace("_", " "), text) for key, text in records_table.provenance(rows)]
+    facts += [("budget", files.budget)] if files.budget else []
     parts = groups.groups(rows)
-    sections = tuple(_section(group, labels, number) for number, group in enumerate(parts, 1))
+    sections = tuple(_section(group, labels, number, draw) for number, group in enumerate(parts, 1))
     unscored = records_table.unscored(rows, labels)
-    return Page(title, statuses, tuple(facts), sections, unscored, records_table.records(rows, labels))
+    return Page(
+        title=folder.resolve().name,
+        statuses=statuses,
+        facts=tuple(facts),
+        groups=sections,
+        unscored=unscored,
+        records=records_table.records(rows, labels),
+        galleries=attachments.galleries(folder),
+        recovered=attachments.recovered(folder, rows, labels),
+        reductions=files.reductions,
+    )
 
 
 def _statuses(rows: Sequence[Row]) -> tuple[tuple[str, int], ...]:
@@ -116,24 +151,28 @@ def _statuses(rows: Sequence[Row]) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(counts.items(), key=lambda item: (item[0] != "ok", -item[1], item[0])))
 
 
-def _section(group: groups.Group, labels: dict[str, str], place: int) -> Section:
-    from bench.report import plots, style
+def _section(group: groups.Group, labels: dict[str, str], place: int, draw: bool) -> Section:
+    return Section(
+        group.title,
+        tables.summary(group.rows, labels),
+        paper.tables(group),
+        _blocks(group, place) if draw else (),
+    )
+
+
+def _blocks(group: groups.Group, place: int) -> tuple[Block, ...]:
+    from bench.report import figures, style
 
     with style.drawing():
         found = []
-        for plot in plots.draw(group, labels):
+        for plot in figures.draw(group):
             svg, png = style.save(plot.figure)
             found.append((plot.section, Drawn(_stem(group, plot.stem, place), plot.label, svg, png)))
     blocks = [
         Block(title, caption, tuple(drawn for where, drawn in found if where == name))
         for name, (title, caption) in _BLOCKS.items()
     ]
-    return Section(
-        group.title,
-        tables.summary(group, labels),
-        tables.paper_style(group, labels),
-        tuple(block for block in blocks if block.figures),
-    )
+    return tuple(block for block in blocks if block.figures)
 
 
 def _stem(group: groups.Group, name: str, place: int) -> str:

@@ -14,6 +14,12 @@ from bench.report.groups import by
 from bench.report.rows import Row
 from bench.report.tables import Head, Table, Value
 
+EMBEDDED = frozenset({"digits"})
+"""Data sets that need no data root."""
+
+SHORT = 10
+"""Digits of a commit that are told."""
+
 _Write = Callable[[Row], Value]
 
 
@@ -24,8 +30,8 @@ class Details:
     id: str
     reason: str
     facts: tuple[tuple[str, str], ...]
-    sweep: str
-    """The sweep file of this one cell."""
+    command: str
+    """Shell lines that make the record again."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ def _details(row: Row) -> Details:
         before = f"ACC {names.percent(row.before['acc'])}, ASR {names.percent(row.before['asr'])}"
         facts.insert(0, ("Before the defense", before))
     facts += [(key, text) for key, text in flat(row.provenance).items() if text]
-    return Details(row.id, row.reason, tuple(facts), one_cell_sweep(row))
+    return Details(row.id, row.reason, tuple(facts), command(row))
 
 
 def one_cell_sweep(row: Row) -> str:
@@ -105,9 +111,27 @@ def one_cell_sweep(row: Row) -> str:
     and so is what the cell leaves unset.
     """
     shared = {key: value for key, value in row.cell.items() if value is not None and key != "seed"}
-    name = "cell-" + "".join(letter for letter in row.id if letter.isascii() and letter.isalnum())[:16]
-    tree = {"name": name, "cell": _without_digests(shared), "seeds": row.seed + 1}
+    tree = {"name": cell_name(row), "cell": _without_digests(shared), "seeds": row.seed + 1}
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=100)
+
+
+def command(row: Row) -> str:
+    """Shell lines that write the sweep file of this one cell and run it.
+
+    Nothing in a stranger's record can end the file early: the line that ends it occurs nowhere in it.
+    """
+    text = one_cell_sweep(row)
+    end = "END"
+    while end in text.split("\n"):
+        end += "_"
+    file = f"{cell_name(row)}.yaml"
+    root = "" if row.dataset in EMBEDDED else " --data-root DIR"
+    return f"cat > {file} <<'{end}'\n{text}{end}\npython -m bench.sweep {file}{root}\n"
+
+
+def cell_name(row: Row) -> str:
+    """A sweep's name for the cell: letters and digits whatever the record's id holds."""
+    return "cell-" + "".join(letter for letter in row.id if letter.isascii() and letter.isalnum())[:16]
 
 
 def _without_digests(tree: Any) -> Any:
@@ -118,7 +142,7 @@ def _without_digests(tree: Any) -> Any:
 
 def unscored(rows: Sequence[Row], labels: Mapping[str, str]) -> Table | None:
     """Records that enter no mean, with their reasons."""
-    left = [row for row in rows if not row.scored]
+    left = [row for row in rows if not (row.scored or (row.measured and row.is_clean))]
     if not left:
         return None
     heads = ("Status", "Reason", "Defense", "Data set", "Model", "Attack", "Target", "Poison ratio", "n", "Cδ", "Seed")
@@ -153,6 +177,8 @@ def provenance(rows: Sequence[Row], most: int = 4) -> list[tuple[str, str]]:
         if any(part in key for part in ("start", "time", "date")):
             found.append((key, texts[0] if len(set(texts)) == 1 else f"{min(texts)} to {max(texts)}"))
             continue
+        if key == "commit":
+            texts = [text[:SHORT] for text in texts]
         counts = sorted(by(texts, str).items(), key=lambda item: (-len(item[1]), item[0]))
         told = [text if len(counts) == 1 else f"{text} ({len(each)} records)" for text, each in counts[:most]]
         found.append((key, ", ".join(told) + (f" and {len(counts) - most} more" if len(counts) > most else "")))

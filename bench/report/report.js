@@ -19,7 +19,33 @@
   const compare = (a, b) =>
     typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
 
+  // What opens beneath a record gets a row of its own, as wide as the table; without this script it stays in its cell.
+  const shut = (row) => {
+    const details = row.querySelector("details");
+    const below = row.nextElementSibling;
+    if (below && below.classList.contains("below")) {
+      details.append(below.querySelector(".sheet"));
+      below.remove();
+    }
+    details.open = false;
+  };
+  rows.forEach((row) => {
+    const details = row.querySelector("details");
+    details.addEventListener("toggle", () => {
+      const sheet = details.querySelector(".sheet");
+      if (!details.open) { shut(row); return; }
+      if (!sheet) return;
+      const below = document.createElement("tr");
+      below.className = "below";
+      const cell = below.insertCell();
+      cell.colSpan = heads.length;
+      cell.append(sheet);
+      row.after(below);
+    });
+  });
+
   const sort = (column) => {
+    rows.forEach(shut);
     const down = heads[column].getAttribute("aria-sort") === "ascending";
     heads.forEach((head) => head.removeAttribute("aria-sort"));
     heads[column].setAttribute("aria-sort", down ? "descending" : "ascending");
@@ -44,6 +70,7 @@
     const wanted = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     let count = 0;
     rows.forEach((row) => {
+      if (row.querySelector("details").open) shut(row);
       const fits = wanted.every((word) => words.get(row).includes(word));
       const right = !status.value || row.cells[statusColumn].textContent.trim() === status.value;
       row.hidden = !(fits && right);
@@ -51,6 +78,20 @@
     });
     shown.textContent = `${count} of ${rows.length} records`;
   };
+  document.querySelectorAll(".sheet pre").forEach((pre) => {
+    if (!navigator.clipboard) return;
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "copy";
+    button.textContent = "Copy";
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(pre.textContent);
+      button.textContent = "Copied";
+      setTimeout(() => { button.textContent = "Copy"; }, 1500);
+    });
+    pre.before(button);
+  });
+
   filter.addEventListener("input", narrow);
   status.addEventListener("change", narrow);
   document.querySelector(".tools").hidden = false;

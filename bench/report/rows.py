@@ -6,17 +6,31 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from adapters.errors import UserError
+from bench.cells import NOT_OF_THE_VICTIM, content_hash
+from bench.records import FILE, RecordStore
 
 SCORED = frozenset({"ok", "no_trigger_detected"})
 """The statuses whose figures enter a mean. Every other record is listed with its reason instead."""
 
 FIGURES = ("acc", "asr", "ra", "der", "error_gap", "seconds", "seconds_to_effect", "peak_memory_bytes")
-VICTIM_KEYS = ("dataset", "model", "attack", "target", "poison_ratio", "training", "victim")
+
+
+class TriggerFigures(NamedTuple):
+    """One of a record's triggers: ``attack`` and ``target`` as the cell names them; rates in [0, 1]."""
+
+    attack: str
+    target: str
+    asr: float | None
+    ra: float | None
+
+
+NOT_OF_ANY = ("seed", "run", "tsne_images")
+"""Keys of a cell that tell repetitions apart, or ask for more to be measured."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +63,37 @@ class Row:
     rounds: tuple[Mapping[str, Any], ...]
     provenance: Mapping[str, Any]
     split: str
+    triggers: tuple[TriggerFigures, ...] = ()
+    """Each trigger by itself, after the defense; ``triggers_before`` on the victim."""
+    triggers_before: tuple[TriggerFigures, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    tsne: Mapping[str, Any] = field(default_factory=dict)
+    parts: frozenset[str] = frozenset()
+    """The sweep files it belongs to, where the folder tells (``sweep_files``)."""
 
     @property
     def scored(self) -> bool:
-        return self.status in SCORED and "acc" in self.figures and "asr" in self.figures
+        """Whether it has both figures that a defense of a backdoored model is judged by."""
+        return self.measured and "asr" in self.figures
+
+    @property
+    def measured(self) -> bool:
+        return self.status in SCORED and "acc" in self.figures
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the model was never poisoned: it has an ACC, and no ASR."""
+        return not self.cell.get("attack") and not self.cell.get("victim")
 
     @property
     def victim_key(self) -> str:
         """What decides the poisoned model, but for the seed."""
-        return canonical({key: self.cell.get(key) for key in VICTIM_KEYS})
+        return self.victim_but()
+
+    def victim_but(self, *keys: str) -> str:
+        """The same without ``keys``: equal for victims that differ in them alone, or in the paths of files."""
+        left_out = {*NOT_OF_THE_VICTIM, *NOT_OF_ANY, *keys}
+        return content_hash({key: value for key, value in self.cell.items() if key not in left_out})
 
     @property
     def one_trigger(self) -> bool:
@@ -90,38 +126,20 @@ def read(folder: Path) -> Reading:
 
     Raises ``UserError`` if there is no such file or no record in it.
     """
-    path = folder / "records.jsonl"
+    path = folder / FILE
     if not path.is_file():
-        raise UserError(f"RESULTS: found {str(folder)!r}; expected a folder that holds records.jsonl")
-    rows: dict[str, Row] = {}
-    unreadable = 0
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if not line.strip():
-                continue
-            row = _parse(line)
-            if row is None:
-                unreadable += 1
-            else:
-                rows[row.id] = row
+        raise UserError(f"RESULTS: found {str(folder)!r}; expected a folder that holds {FILE}")
+    trees, damaged = RecordStore(folder).objects()
+    found = [from_record(tree) for tree in trees if isinstance(tree.get("cell"), dict)]
+    rows = {row.id: row for row in found}
     if not rows:
         raise UserError(f"RESULTS: found no record in {str(path)!r}; expected at least one line")
-    return Reading(sorted(rows.values(), key=_order), unreadable)
-
-
-def _parse(line: str) -> Row | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(record, dict) or not isinstance(record.get("cell"), dict):
-        return None
-    return from_record(record)
+    return Reading(sorted(rows.values(), key=_order), damaged + len(trees) - len(found))
 
 
 def from_record(record: Mapping[str, Any]) -> Row:
     """A ``Row`` of one record (a JSON object as the schema says; unknown keys are ignored)."""
-    record = _mapping(_tidy(record))
+    record = _mapping(tidy(record))
     cell = _mapping(record.get("cell"))
     defense = _mapping(cell.get("defense"))
     victim = _mapping(cell.get("victim"))
@@ -150,7 +168,28 @@ def from_record(record: Mapping[str, Any]) -> Row:
         intervals=_intervals(record),
         rounds=tuple(_mapping(each) for each in _list(record.get("rounds"))),
         provenance=_mapping(record.get("provenance")),
-        split=canonical(record["split"]) if record.get("split") is not None else "",
+        split=canonical(record.get("split", 1)),
+        triggers=_triggers(cell, record.get("triggers")),
+        triggers_before=_triggers(cell, _mapping(record.get("victim")).get("triggers")),
+        details=_mapping(record.get("details")),
+        tsne=_mapping(record.get("tsne")),
+    )
+
+
+def _triggers(cell: Mapping[str, Any], found: object) -> tuple[TriggerFigures, ...]:
+    """A record lists its triggers in the cell's order."""
+    attacks = [_mapping(part) for part in _list(cell.get("attack"))]
+    rows = [_mapping(each) for each in _list(found)]
+    if len(rows) != len(attacks):
+        return ()
+    return tuple(
+        TriggerFigures(
+            _attack_label(attack.get("attack")),
+            _text(attack.get("target")),
+            number(row.get("asr")),
+            number(row.get("ra")),
+        )
+        for attack, row in zip(attacks, rows, strict=True)
     )
 
 
@@ -202,12 +241,12 @@ _UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066
 """Characters that a file cannot hold, a page must not, or that turn the direction of what follows."""
 
 
-def _tidy(value: Any, depth: int = 0) -> Any:
+def tidy(value: Any, depth: int = 0) -> Any:
     """A JSON tree with the unfit characters of its texts replaced, cut where it is absurdly deep."""
     if isinstance(value, str):
         return _UNFIT.sub("\ufffd", value)
     if isinstance(value, dict | list) and depth > _DEEPEST:
         return "…"
     if isinstance(value, dict):
-        return {_tidy(str(key)): _tidy(item, depth + 1) for key, item in value.items()}
-    return [_tidy(item, depth + 1) for item in value] if isinstance(value, list) else value
+        return {tidy(str(key)): tidy(item, depth + 1) for key, item in value.items()}
+    return [tidy(item, depth + 1) for item in value] if isinstance(value, list) else value

@@ -10,21 +10,29 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+Look = tuple[str, str, Any]
+"""Colour, marker, dashes."""
+
 INK, MUTED, GRID = "#1c2128", "#59636e", "#d8dee4"
 # Okabe and Ito's palette, told apart by the common kinds of colour blindness; markers and dashes repeat the message.
-CONTROL = ("#6e7781", "D", (0, (4, 2)))
-SERIES = (
+CONTROL: Look = ("#6e7781", "D", (0, (4, 2)))
+SERIES: tuple[Look, ...] = (
     ("#d55e00", "s", (0, (6, 2))),
     ("#009e73", "^", (0, (2, 1.5))),
     ("#aa4499", "v", (0, (6, 2, 1, 2))),
     ("#b58900", "P", (0, (1, 1))),
     ("#56b4e9", "X", (0, (8, 2, 1, 2, 1, 2))),
+    ("#882255", "<", (0, (4, 1))),
+    ("#6a8f2f", ">", (0, (3, 1, 1, 1))),
+    ("#8c6d46", "d", (0, (5, 3))),
 )
-IBAU = (
+IBAU: tuple[Look, ...] = (
     ("#0072b2", "o", "solid"),
     ("#3d5afe", "h", "solid"),
     ("#00838f", "p", "solid"),
 )
+GOOD = "#009e73"
+"""The band of ASR in which the paper counts a defense as effective."""
 THEMED = (INK, MUTED, GRID, CONTROL[0], *(each[0] for each in SERIES), *(each[0] for each in IBAU))
 """The colours that the page may replace by its own (``--p-1c2128`` and so on), for dark mode."""
 
@@ -68,29 +76,48 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def axes(title: str, width: float = 4.2, height: float = 3.1, bottom: float = 0.62) -> Any:
+def axes(title: str, width: float = 4.2, height: float = 3.1, bottom: float = 0.62, left: float = 0.62) -> Any:
     """An empty pair of axes on its own figure; margins in inches, so that no layout engine need run."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    figure.subplots_adjust(left=0.62 / width, right=1 - 0.18 / width, top=1 - 0.34 / height, bottom=bottom / height)
+    figure = _figure(width, height)
+    figure.subplots_adjust(left=left / width, right=1 - 0.18 / width, top=1 - 0.34 / height, bottom=bottom / height)
     found = figure.add_subplot()
     found.set_title(title, pad=8)
     return found
 
 
-def legend(drawn: Any, labels: Sequence[str]) -> None:
-    """A legend under the axes, in as many columns as fit."""
+def pair(left: str, right: str, told: str, width: float = 6.6, height: float = 3.6) -> tuple[Any, Any]:
+    """Two square panes side by side with a title each and one over both."""
+    figure = _figure(width, height)
+    figure.subplots_adjust(left=0.02, right=0.98, top=1 - 0.62 / height, bottom=0.3 / height, wspace=0.06)
+    figure.suptitle(told, x=0.02, y=1 - 0.1 / height, ha="left", va="top", size=10.0, color=INK)
+    panes = figure.subplots(1, 2)
+    for pane, title in zip(panes, (left, right), strict=True):
+        pane.set_title(title, size=9.0, color=MUTED, pad=4)
+        pane.grid(False)
+    return panes[0], panes[1]
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def legend(drawn: Any, labels: Sequence[str], marker_size: float | None = None) -> None:
+    """A legend under the axes, in as many columns as fit; its markers all of one size if one is given."""
     height = drawn.figure.get_size_inches()[1]
-    drawn.figure.legend(
+    made = drawn.figure.legend(
         loc="lower center",
         bbox_to_anchor=(0.5, 0.02 / height),
         ncols=_legend_columns(labels),
         handlelength=2.4,
         columnspacing=1.2,
     )
+    for handle in made.legend_handles if marker_size else ():
+        handle.set_markersize(marker_size)
 
 
 def legend_room(labels: Sequence[str]) -> float:

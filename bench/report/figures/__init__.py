@@ -1,0 +1,28 @@
+"""The figures of the report, drawn with matplotlib."""
+
+from __future__ import annotations
+
+from bench.report import sweep_files
+from bench.report.figures.maps import maps
+from bench.report.figures.rounds import by_trigger, traces
+from bench.report.figures.sensitivity import curves
+from bench.report.figures.series import Plot, Series, series
+from bench.report.figures.spread import spread
+from bench.report.figures.trade_off import trade_off
+from bench.report.figures.tsne import planes
+from bench.report.groups import Group, variants
+
+__all__ = ["Plot", "draw"]
+
+
+def draw(group: Group) -> list[Plot]:
+    """Every figure the group's scored records give something to show for."""
+
+    def of(*names: str) -> Series:
+        rows = sweep_files.of(group.scored, *names)
+        return series(rows, variants(rows))
+
+    rounds = of("figures3_4")
+    plots = [*trade_off(of("table1", "table2")), *spread(of("figure1")), *curves(group.scored)]
+    plots += [*maps(sweep_files.of(group.scored, "c_delta")), *traces(rounds), *by_trigger(rounds)]
+    return [*plots, *planes([row for row in group.rows if row.measured])]

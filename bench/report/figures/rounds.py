@@ -1,0 +1,93 @@
+"""Round by round: ACC and ASR of every record, and the ASR of each trigger of several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from bench.report import names, style
+from bench.report.figures.series import Plot, Series, frame, metric_axis, name_axes
+from bench.report.rows import Row, number
+
+MOST_TRACES = 60
+
+
+def traces(series: Series) -> list[Plot]:
+    """ASR and ACC after each round, from the victim at round 0; a thin line a record."""
+    with_rounds = {
+        label: kept for label, rows in series.rows.items() if (kept := [row for row in rows if _trace(row, "asr")])
+    }
+    longest = max((len(row.rounds) for rows in with_rounds.values() for row in rows), default=0)
+    if longest == 0:
+        return []
+    plots = []
+    for metric in ("asr", "acc"):
+        name = names.METRIC_NAMES[metric]
+        axes = frame(f"{name} round by round", with_rounds)
+        seen = [0.95]
+        for label, rows in with_rounds.items():
+            colour, marker, _ = series.looks[label]
+            every = -(-len(rows) * len(with_rounds) // MOST_TRACES)
+            for index, row in enumerate(rows[::every]):
+                trace = _trace(row, metric)
+                seen += [value for _, value in trace]
+                axes.plot(
+                    *zip(*trace, strict=True), color=colour, marker=marker, ms=2.5, lw=1.0, alpha=0.5,
+                    label=style.clean(label) if index == 0 else None,
+                )  # fmt: skip
+        step = max(1, -(-longest // 8))
+        axes.set_xticks(range(0, longest + 1, step))
+        axes.set_ylim(*metric_axis(axes.yaxis, metric, seen))
+        name_axes(axes, "round (0: before the defense)", f"{name}, %")
+        style.legend(axes, [style.clean(label) for label in with_rounds])
+        plots.append(
+            Plot(f"{metric}-rounds", "rounds", f"{name} after each round, a line for each record", axes.figure)
+        )
+    return plots
+
+
+def _trace(row: Row, metric: str) -> list[tuple[int, float]]:
+    found = [(index, number(each.get(metric))) for index, each in enumerate(row.rounds, 1)]
+    trace = [(index, value) for index, value in found if value is not None]
+    start = row.before.get(metric)
+    return [(0, start), *trace] if trace and start is not None else trace
+
+
+def by_trigger(series: Series) -> list[Plot]:
+    """The ASR of each trigger round by round, for variants run on several triggers: means over the records."""
+    plots = []
+    for place, (label, rows) in enumerate(series.rows.items(), 1):
+        curves = _trigger_curves(rows)
+        if not curves:
+            continue
+        axes = frame(f"ASR of each trigger, {style.clean(label, 30)}", map(names.attack_name, curves))
+        looks = (*style.SERIES, *style.IBAU)
+        for (trigger, points), (colour, marker, dashes) in zip(curves.items(), looks, strict=False):
+            name = style.clean(names.attack_name(trigger))
+            axes.plot(
+                list(points), list(points.values()), color=colour, marker=marker, ms=3, ls=dashes, lw=1.3, label=name
+            )
+        longest = max(max(points) for points in curves.values())
+        axes.set_xticks(range(0, longest + 1, max(1, -(-longest // 8))))
+        axes.set_ylim(*metric_axis(axes.yaxis, "asr", []))
+        name_axes(axes, "round (0: before the defense)", "ASR, %")
+        style.legend(axes, [style.clean(names.attack_name(trigger)) for trigger in curves])
+        told = f"ASR of each of {len(curves)} triggers after each round, {label}"
+        plots.append(Plot(f"asr-by-trigger-{place}", "rounds", told, axes.figure))
+    return plots
+
+
+def _trigger_curves(rows: Sequence[Row]) -> dict[str, dict[int, float]]:
+    """Trigger to round to mean ASR, of at most as many triggers as there are looks."""
+    seen: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        before = {each.attack: each.asr for each in row.triggers_before}
+        for index, told in enumerate([before, *(each.get("asr_by_trigger") for each in row.rounds)]):
+            for trigger, rate in told.items() if isinstance(told, Mapping) else ():
+                known = number(rate)
+                if known is not None:
+                    seen.setdefault(str(trigger), {}).setdefault(index, []).append(known)
+    kept = [(trigger, points) for trigger, points in seen.items() if max(points) > 0]
+    kept = kept[: len(style.SERIES) + len(style.IBAU)]
+    return {
+        trigger: {index: sum(each) / len(each) for index, each in sorted(points.items())} for trigger, points in kept
+    }

@@ -1,0 +1,77 @@
+"""ASR and ACC along poison ratio, n and C_delta, a line each defense."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bench.report import cases, names, style, sweep_files
+from bench.report.figures.series import Plot, Series, frame, metric_axis, name_axes, series
+from bench.report.groups import by, estimate, variants
+from bench.report.rows import Row
+
+_AXES: tuple[tuple[str, str, Callable[[float | None], str], tuple[str, ...]], ...] = (
+    ("poison_ratio", "poison ratio", names.ratio_name, ("table4", "table1")),
+    ("clean_size", "clean images n", names.plain, ("table5", "table1")),
+    ("radius", "radius Cδ", names.plain, ("c_delta",)),
+)
+"""Axis, its name, how a value is written, and the sweep files of the paper that run along it."""
+
+_Along = dict[str, dict[float, list[Row]]]
+"""Label to value of the axis to records."""
+
+
+def curves(scored: Sequence[Row]) -> list[Plot]:
+    """ASR and ACC along every axis that takes several values, the other axes held fixed."""
+    plots: dict[str, list[Plot]] = {"asr": [], "acc": []}
+    for axis, title, write, parts in _AXES:
+        rows, _ = cases.along(sweep_files.of(scored, *parts), axis)
+        shown = series(rows, variants(rows))
+        found: _Along = {label: _points(members, axis) for label, members in shown.rows.items()}
+        found = {label: points for label, points in found.items() if len(points) > 1}
+        for metric in plots if found else ():
+            plots[metric].append(_curve(shown, found, metric, (axis, title, write)))
+    return [*plots["asr"], *plots["acc"]]
+
+
+def _points(rows: Sequence[Row], axis: str) -> dict[float, list[Row]]:
+    known = [(value, row) for row in rows if (value := getattr(row, axis)) is not None]
+    return {value: [row for _, row in each] for value, each in sorted(by(known, lambda pair: pair[0]).items())}
+
+
+def _curve(shown: Series, along: _Along, metric: str, axis: tuple[str, str, Callable[[float | None], str]]) -> Plot:
+    name, title, write = axis
+    metric_name = names.METRIC_NAMES[metric]
+    axes = frame(f"{metric_name} by {title}", along)
+    seen: list[float] = []
+    for label, points in along.items():
+        colour, marker, dashes = shown.looks[label]
+        found = {x: figure for x, rows in points.items() if (figure := estimate(rows, metric)) is not None}
+        ends = [(f.mean if f.low is None else f.low, f.mean if f.high is None else f.high) for f in found.values()]
+        axes.fill_between(list(found), *zip(*ends, strict=True), color=colour, alpha=0.14, lw=0)
+        means = [figure.mean for figure in found.values()]
+        axes.plot(list(found), means, color=colour, marker=marker, ms=5, ls=dashes, lw=1.8, label=style.clean(label))
+        seen += [*means, *(low for low, _ in ends)]
+    _ticks_at(axes, sorted({x for points in along.values() for x in points}), write)
+    axes.set_ylim(*metric_axis(axes.yaxis, metric, seen))
+    name_axes(axes, title, f"{metric_name}, %")
+    style.legend(axes, [style.clean(label) for label in along])
+    stem = f"{metric}-by-{name.replace('_', '-')}"
+    return Plot(stem, "sensitivity", f"{metric_name} against {title}, a line for each defense", axes.figure)
+
+
+def _ticks_at(axes: Any, values: Sequence[float], write: Callable[[float | None], str]) -> None:
+    """Ticks at the values themselves, on a logarithmic scale where they span more than a factor of four."""
+    if values[0] > 0 and values[-1] / values[0] > 4:
+        axes.set_xscale("log")
+        places = [math.log(value) for value in values]
+    else:
+        places = list(values)
+    room = (places[-1] - places[0]) / 9  # closer than a ninth of the width, labels would touch
+    kept: list[int] = []
+    for index, place in enumerate(places):
+        if not kept or place - places[kept[-1]] >= room:
+            kept.append(index)
+    axes.set_xticks([values[index] for index in kept], [write(values[index]) for index in kept])
+    axes.set_xticks([], minor=True)

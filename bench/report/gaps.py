@@ -1,0 +1,102 @@
+"""Tables 7 and 8: the error gap of models defended by I-BAU, over the network's width and over n."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from bench import published
+from bench.report import beside, cases, names
+from bench.report.groups import by, estimate, ordered, variants
+from bench.report.rows import Row
+from bench.report.tables import Head, Table, Titled, Value
+
+_NETWORKS = {each.model: each for each in published.TABLE_7}
+NOTE = (
+    "Error gap: the absolute difference between the error on triggered images of the clean set, which the defense saw, "
+    "and on triggered test images, in percent."
+)
+
+
+def by_width(scored: Sequence[Row]) -> Titled | None:
+    """Victims alike but for the network, at one n; sorted by width where it is known."""
+    rows = _measured(scored)
+    size = cases.setting(rows, "clean_size", published.CLEAN_SIZE)
+    alike = by((row for row in rows if row.clean_size == size), lambda row: row.victim_but("model", "training"))
+    several = [row for members in alike.values() if len({row.model for row in members}) > 1 for row in members]
+    if not several:
+        return None
+    left = (Head("Model", numeric=False), Head("Parameters"), Head("W"))
+    return Titled("7_width", "Table 7 · Error gap over width", _table(several, left, _network))
+
+
+def by_size(scored: Sequence[Row]) -> Titled | None:
+    """Victims with several clean sizes."""
+    rows = _measured(scored)
+    alike = by(rows, lambda row: row.victim_key)
+    several = [row for members in alike.values() if len({row.clean_size for row in members}) > 1 for row in members]
+    if not several:
+        return None
+    left = (Head("Clean images", numeric=False), Head("Model", numeric=False))
+    return Titled("8_clean_images", "Table 8 · Error gap over n", _table(several, left, _size))
+
+
+def _measured(scored: Sequence[Row]) -> list[Row]:
+    rows = [row for row in scored if row.defense == "ibau" and "error_gap" in row.figures]
+    rows, _ = cases.at_one_radius([row for row in rows if row.one_trigger and row.clean_size is not None])
+    ratio = cases.setting(rows, "poison_ratio", published.POISON_RATIO)
+    return [row for row in rows if row.poison_ratio in (None, ratio)]
+
+
+def _network(row: Row) -> tuple[Value, ...]:
+    known = _NETWORKS.get(row.model)
+    if known is None:
+        return Value(row.model), Value("–"), Value("–")
+    width, parameters = known.width, known.parameters
+    return Value(row.model), Value(f"{parameters:,}", sort=parameters), Value(str(width), sort=width)
+
+
+def _size(row: Row) -> tuple[Value, ...]:
+    return Value(names.plain(row.clean_size), sort=row.clean_size), Value(row.model)
+
+
+def _table(
+    rows: Sequence[Row],
+    left: tuple[Head, ...],
+    write: Callable[[Row], tuple[Value, ...]],
+) -> Table:
+    """A row for each victim and n, a column for each way I-BAU was run; ACC and ASR stand with the gap."""
+    labels = variants(rows)
+    shown = ordered(rows, labels)
+    attacks = {(row.attack, row.target) for row in rows}
+    found = by(rows, lambda row: (row.victim_key, row.clean_size)).values()
+    body = []
+    for members in sorted(found, key=lambda each: _place(each[0])):
+        first, *others = write(members[0])
+        told = f"{cases.attack_text(members[0])} → {names.target_name(members[0].target)}" if len(attacks) > 1 else ""
+        columns = by(members, lambda row: labels[row.id])
+        figures = [value for label in shown for value in _figures(columns.get(label, []))]
+        body.append((replace(first, note=told), *others, *figures))
+    heads = (*left, *(Head(text, over=label) for label in shown for text in ("Error gap", "ACC", "ASR")))
+    size = {row.clean_size for row in rows}
+    notes = [f"n = {names.plain(size.pop())}."] if len(size) == 1 else []
+    if len(attacks) == 1:
+        notes.append(f"Attack: {cases.attack_text(rows[0])} → {names.target_name(rows[0].target)}.")
+    return cases.finished(heads, body, [*notes, NOTE])
+
+
+def _place(row: Row) -> tuple[object, ...]:
+    known = _NETWORKS.get(row.model)
+    return (row.attack, row.target, known.width if known else 0, row.model, row.clean_size or 0.0)
+
+
+def _figures(rows: Sequence[Row]) -> list[Value]:
+    found = [(metric, estimate(rows, metric)) for metric in ("error_gap", "acc", "asr")]
+    values = []
+    for metric, figure in found:
+        if figure is None:
+            values.append(Value("–"))
+            continue
+        digits, theirs = (2, beside.gap(rows[0])) if metric == "error_gap" else (1, "")
+        values.append(cases.value(figure, metric, theirs, [], digits))
+    return values

@@ -1,0 +1,177 @@
+"""The paper's Tables 1-8 in its own layouts, as far as there are records for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from bench import published
+from bench.report import beside, cases, gaps, names, sweep_files
+from bench.report.cases import Line
+from bench.report.groups import Group, by, estimate, ordered, variants
+from bench.report.rows import Row
+from bench.report.tables import Head, Table, Titled, Value, measured, summary
+from bench.report.triggers_table import triggers
+
+NUMBERS = {"cifar10": "Table 1", "gtsrb": "Table 2"}
+
+
+def tables(group: Group) -> tuple[Titled, ...]:
+    """Those of the paper's tables that the group's scored records fill, and three of our own."""
+    scored = group.scored
+    made = [
+        _attack_cases(sweep_files.of(scored, "table1", "table2")),
+        _several_triggers(sweep_files.of(scored, "table3")),
+        _poison_ratios(sweep_files.of(scored, "table4", "table1")),
+        _clean_sizes(sweep_files.of(scored, "table5", "table1")),
+        _seconds_to_effect(sweep_files.of(scored, "table6", "table1", "table2")),
+        gaps.by_width(sweep_files.of(scored, "table7")),
+        gaps.by_size(sweep_files.of(scored, "table8", "table7")),
+        _radii(sweep_files.of(scored, "c_delta")),
+        _ablation([row for row in scored if "ablation" in row.parts]),
+        _clean_models([row for row in group.rows if row.measured and row.is_clean]),
+    ]
+    return tuple(each for each in made if each is not None)
+
+
+def _attack_cases(scored: Sequence[Row]) -> Titled | None:
+    rows = [row for row in scored if row.one_trigger]
+    if not rows:
+        return None
+    kept, notes = _at_the_papers_setting(rows)
+    labels = variants(kept)
+    found = cases.lines(kept, labels)
+    number = NUMBERS.get(beside.original(rows[0].dataset), "Tables 1 and 2")
+    table = _noted(cases.side_by_side(found, labels), notes)
+    return Titled("1_2_attack_cases", f"{number} · Attack cases", table, cases.measures(found, labels))
+
+
+def _at_the_papers_setting(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """The rows at one poison ratio, one n and one C_delta: the paper's where records have it."""
+    kept, notes = cases.at_one_radius(rows)
+    ratio = cases.setting(kept, "poison_ratio", published.POISON_RATIO)
+    size = cases.setting(kept, "clean_size", published.CLEAN_SIZE)
+    there = [row for row in kept if row.poison_ratio in (None, ratio) and row.clean_size in (None, size)]
+    if len(there) < len(kept):
+        at = [f"poison ratio {names.ratio_name(ratio)}"] if ratio is not None else []
+        notes = [*notes, f"At {' and '.join([*at, f'n = {names.plain(size)}'])}; other settings are further down."]
+    return there, notes
+
+
+def _several_triggers(scored: Sequence[Row]) -> Titled | None:
+    rows = [row for row in scored if not row.one_trigger]
+    if not rows:
+        return None
+    kept, notes = _at_the_papers_setting(rows)
+    labels = variants(kept)
+    found = cases.lines(kept, labels)
+    table = _noted(triggers(found, labels), notes)
+    return Titled("3_several_triggers", "Table 3 · Several triggers", table, cases.measures(found, labels))
+
+
+def _poison_ratios(scored: Sequence[Row]) -> Titled | None:
+    def write(line: Line) -> Value:
+        ratio = line.first.poison_ratio
+        return Value(names.ratio_name(ratio), sort=ratio)
+
+    return _along(scored, "poison_ratio", ("4_poison_ratio", "Table 4 · Poison ratio"), write)
+
+
+def _clean_sizes(scored: Sequence[Row]) -> Titled | None:
+    def write(line: Line) -> Value:
+        return Value(names.plain(line.size), sort=line.size)
+
+    return _along(scored, "clean_size", ("5_clean_images", "Table 5 · Clean images"), write)
+
+
+def _along(scored: Sequence[Row], axis: str, title: tuple[str, str], write: Callable[[Line], Value]) -> Titled | None:
+    chosen, notes = cases.along(scored, axis)
+    if not chosen:
+        return None
+    labels = variants(chosen)
+    found = cases.lines(chosen, labels)
+    head = "Poison ratio" if axis == "poison_ratio" else "Clean images"
+    table = _noted(cases.stacked(found, labels, head, write), notes)
+    return Titled(*title, table, cases.measures(found, labels))
+
+
+def _seconds_to_effect(all_rows: Sequence[Row]) -> Titled | None:
+    """Table 6: one-trigger one-target cases. A cell that never took effect has no second to enter the mean."""
+    scored = [row for row in all_rows if row.one_trigger and row.target != beside.ALL_TO_ALL]
+    rows, notes = _at_the_papers_setting([row for row in scored if row.defense != "none"])
+    if not rows:
+        return None
+    labels = variants(rows)
+    body = []
+    for label in ordered(rows, labels):
+        members = [row for row in rows if labels[row.id] == label]
+        told = [row for row in members if "seconds_to_effect" in row.figures]
+        took = measured(told, "seconds_to_effect", names.seconds_name)
+        took = replace(took, published=beside.effect(members[0]))
+        share = Value(f"{len(told)} of {len(members)}", sort=len(told) / len(members))
+        body.append((Value(label), took, share, measured(members, "seconds", names.seconds_name), _images(members)))
+    heads = ("Seconds to effect", "Cells with effect", "Seconds in all", "Passes an image")
+    notes += [
+        "Effect: the first round with ASR under 20 % and at most 10 points of ACC lost. Mean over the cells that took "
+        "effect, smallest to largest beneath; ours on the devices named above, the paper's on its authors' GPU."
+    ]
+    notes += [f"{sign} {text}" for sign, text in beside.SIGNS.items() if any(sign in row[1].published for row in body)]
+    table = Table((Head("Defense", numeric=False), *map(Head, heads)), tuple(body), tuple(notes))
+    return Titled("6_seconds_to_effect", "Table 6 · Seconds to effect", table)
+
+
+def _radii(scored: Sequence[Row]) -> Titled | None:
+    """Defenses with a radius, a row each value of it: means over the other axes."""
+    alike = by((row for row in scored if row.radius is not None), lambda row: row.defense).values()
+    rows = [row for members in alike if len({row.radius for row in members}) > 1 for row in members]
+    if not rows:
+        return None
+    named = variants(rows)
+    labels = {row.id: f"{named[row.id]}, Cδ = {names.plain(row.radius)}" for row in rows}
+    ascending = sorted(rows, key=lambda row: row.radius or 0.0)
+    return Titled(
+        "radius", "Radius Cδ", summary(ascending, labels, list(dict.fromkeys(labels[row.id] for row in ascending)))
+    )
+
+
+def _ablation(scored: Sequence[Row]) -> Titled | None:
+    if not scored:
+        return None
+    return Titled("ablation", "Ablation", summary(scored, variants(scored)))
+
+
+def _clean_models(rows: Sequence[Row]) -> Titled | None:
+    """What a defense costs a model that nobody poisoned."""
+    if not rows:
+        return None
+    labels = variants(rows)
+    body = []
+    for label in ordered(rows, labels):
+        for members in by([row for row in rows if labels[row.id] == label], lambda row: row.victim_key).values():
+            before = [replace(row, figures=row.before, intervals={}) for row in members]
+            figures = [measured(each, "acc", names.percent) for each in (before, members)]
+            seconds = measured(members, "seconds", names.seconds_name)
+            body.append((Value(label), Value(members[0].model), *figures, seconds))
+    heads = (
+        Head("Defense", numeric=False),
+        Head("Model", numeric=False),
+        Head("ACC before"),
+        Head("ACC"),
+        Head("Seconds"),
+    )
+    return Titled("clean_models", "Models that were never poisoned", Table(heads, tuple(body)))
+
+
+def _images(rows: Sequence[Row]) -> Value:
+    """Forward and backward passes of an image, per clean image: time without a device."""
+    with_passes = [
+        replace(row, figures={"per_image": (row.figures["forward"] + row.figures["backward"]) / row.clean_size})
+        for row in rows
+        if row.clean_size and {"forward", "backward"} <= row.figures.keys()
+    ]
+    found = estimate(with_passes, "per_image")
+    return Value("–") if found is None else Value(names.plain(round(found.mean, 1)), sort=found.mean, estimate=found)
+
+
+def _noted(table: Table, notes: Sequence[str]) -> Table:
+    return replace(table, notes=(*notes, *table.notes))

@@ -1,0 +1,57 @@
+"""``sweep.json`` beside the records: which sweep files they belong to, and what a budget left out of these."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.report.rows import Row, tidy
+
+FILE = "sweep.json"
+STUDIES = ("table", "figure", "c_delta", "ablation")
+"""How the names of sweep files begin that belong to one table or figure of the paper, and to no other."""
+
+
+class SweepFiles(NamedTuple):
+    """``cells``: name of a sweep file to the ids of its records. ``reductions``: what its budget left out, in words."""
+
+    budget: str
+    cells: dict[str, frozenset[str]]
+    reductions: tuple[tuple[str, str], ...]
+
+
+def read(folder: Path) -> SweepFiles:
+    """What ``folder`` tells of its sweep files: nothing, if there is no such file or something else in it."""
+    try:
+        tree = tidy(json.loads((folder / FILE).read_bytes()))
+    except (OSError, ValueError, RecursionError):
+        tree = {}
+    known = tree if isinstance(tree, dict) else {}
+    listed = known.get("parts")
+    parts = [part for part in listed if isinstance(part, dict)] if isinstance(listed, list) else []
+    cells = {_text(part.get("name")): frozenset(map(str, _list(part.get("cells")))) for part in parts}
+    reductions = [(_text(part.get("name")), _text(part.get("reductions"))) for part in parts]
+    return SweepFiles(_text(known.get("budget")), cells, tuple(each for each in reductions if each[1]))
+
+
+def assign(rows: Sequence[Row], files: SweepFiles) -> list[Row]:
+    """The rows with the sweep files they belong to."""
+    belongs = {row.id: {name for name, ids in files.cells.items() if row.id in ids} for row in rows}
+    return [replace(row, parts=frozenset(belongs[row.id])) if belongs[row.id] else row for row in rows]
+
+
+def of(rows: Sequence[Row], *names: str) -> list[Row]:
+    """The rows of the sweep files called ``names``; if there is none, those of no table and no figure."""
+    chosen = [row for row in rows if row.parts & set(names)]
+    return chosen or [row for row in rows if not any(part.startswith(STUDIES) for part in row.parts)]
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,185 @@
+"""What a report is written as: LaTeX, CSV, the command of a record, pictures beside the records."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import fake_records as fake
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.report import attachments, latex, marks, spreadsheet, sweep_files
+from bench.report.figures.series import series
+from bench.report.figures.spread import spread
+from bench.report.figures.tsne import layout
+from bench.report.groups import variants
+from bench.report.page import Page, compose
+from bench.report.records_table import command, one_cell_sweep
+from bench.report.rows import from_record, read
+
+ROOT = Path(__file__).parents[1]
+COMMITTED = sorted(path.parent.name for path in (ROOT / "results").glob("*/tables.csv"))
+PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 20
+
+
+def page_of(folder: Path, *records: dict[str, Any]) -> Page:
+    fake.write(folder, list(records))
+    return compose(folder, read(folder), draw=False)
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_committed_tables_are_those_of_the_committed_records(name: str) -> None:
+    folder = ROOT / "results" / name
+    again = spreadsheet.figures(compose(folder, read(folder), draw=False))
+    told = f"run: python -m bench.report results/{name} --format csv"
+    assert again == (folder / "tables.csv").read_text(encoding="utf-8"), told
+
+
+def test_some_tables_are_committed() -> None:
+    assert COMMITTED
+
+
+@given(st.text())
+def test_latex_takes_any_text_literally(text: str) -> None:
+    """What is left without the escapes holds nothing that LaTeX would act on."""
+    escaped = latex.escape(text)
+    known = r"\\text[a-z]+\{\}|\\[{}$&#%_]|\$\\?(?:[A-Za-z]+|-)\$|\\dots\{\}|\[U\+[0-9A-F]{4,6}\]"
+    assert not re.search(r"[\\{}$&#%_~^\n]", re.sub(known, "", escaped))
+    assert all(ord(letter) < 0x180 for letter in escaped)
+
+
+def test_every_mark_has_its_symbol_in_latex() -> None:
+    assert all("U+" not in latex.escape(mark.symbol) for mark in marks.ALL)
+
+
+def test_latex_tables_have_as_many_cells_as_heads(tmp_path: Path) -> None:
+    records = [fake.record(fake.cell(name, attack="a&b_{}")) for name in ("none", "ibau")]
+    text = latex.render(page_of(tmp_path, *records))
+    for spec, body in re.findall(
+        r"\\begin\{tabular\}\{@\{\}([lr]+)@\{\}\}(.*?)\\end\{tabular\}", text, flags=re.DOTALL
+    ):
+        for line in (line for line in body.splitlines() if line.endswith(r"\\")):
+            spanned = sum(int(number) - 1 for number in re.findall(r"\\multicolumn\{(\d+)\}", line))
+            assert len(re.findall(r"(?<!\\)&", line)) + 1 + spanned == len(spec)
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") >= 2
+
+
+def test_csv_holds_every_figure_as_a_number(tmp_path: Path) -> None:
+    records = [fake.record(fake.cell(seed=k), 0.9 + k / 100, 0.01 * k) for k in range(3)]
+    page = page_of(tmp_path, *records)
+    lines = list(csv.DictReader(io.StringIO(spreadsheet.figures(page))))
+    (found,) = [each for each in lines if each["table"] == "1_2_attack_cases" and each["column"] == "I-BAU ACC"]
+    assert float(found["value"]) == pytest.approx(0.91)
+    assert (found["runs"], found["text"]) == ("3", "91.0")
+    assert float(found["low"]) < 0.91 < float(found["high"])
+    every = list(csv.DictReader(io.StringIO(spreadsheet.records(page))))
+    assert sorted(float(each["ACC"]) for each in every) == [0.9, 0.91, 0.92]
+
+
+def test_csv_holds_no_formula(tmp_path: Path) -> None:
+    records = [fake.record(fake.cell(model="=1+1", attack="@x", seed=k), reason="+2") for k in range(2)]
+    page = page_of(tmp_path, *records)
+    for text in (spreadsheet.figures(page), spreadsheet.records(page)):
+        rows = list(csv.reader(io.StringIO(text)))
+        assert len({len(row) for row in rows}) == 1
+        assert not [value for row in rows for value in row if re.match(r"[=@+]", value)]
+
+
+HOSTILE = ("x\nEND\ntouch pwned\n", "$(touch pwned)", "`touch pwned`", "'; touch pwned; '", "END", "\tEND\n")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_command_runs_nothing_but_the_sweep(tmp_path: Path, text: str) -> None:
+    """It is given to a shell whose ``python`` only writes down what it was called with."""
+    tree = fake.cell(attack=text, model=text, defense={"name": text, text: text})
+    row = from_record(fake.record(tree, id=text))
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@" > called\n')
+    (tmp_path / "python").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["sh", "-c", command(row)], cwd=tmp_path, env={"PATH": path}, check=True, timeout=60)
+    (written,) = tmp_path.glob("cell-*.yaml")
+    assert (tmp_path / "called").read_text().split() == ["-m", "bench.sweep", written.name]
+    assert not (tmp_path / "pwned").exists()
+    assert yaml.safe_load(written.read_text()) == yaml.safe_load(one_cell_sweep(row))
+    assert yaml.safe_load(written.read_text())["cell"]["attack"] == row.cell["attack"]
+
+
+def test_pictures_of_the_folder_alone_are_shown(tmp_path: Path) -> None:
+    outside = tmp_path / "outside.png"
+    outside.write_bytes(PNG)
+    folder = tmp_path / "results"
+    (folder / "pictures").mkdir(parents=True)
+    (folder / "pictures" / ("a" * 16 + ".png")).write_bytes(PNG)
+    (folder / "pictures" / ("b" * 16 + ".png")).write_bytes(b"<svg onload=alert(1)>")
+    (folder / "pictures" / ("c" * 16 + ".png")).symlink_to(outside)
+    (folder / "gallery_gtsrb.png").write_bytes(PNG)
+    names = [f"pictures/{letter * 16}.png" for letter in "abcd"]
+    details = {"triggers": {"3": {"mask": names[0], "other": [*names[1:], "../outside.png", str(outside)]}}}
+    page = page_of(folder, fake.record(fake.cell(), details=details))
+    assert [picture.path for picture in page.recovered] == [names[0]]
+    assert page.recovered[0].caption.endswith("seed 0: triggers 3 mask")
+    assert page.recovered[0].address.startswith("data:image/png;base64,iVBORw0KGgo")
+    assert [picture.path for picture in page.galleries] == ["gallery_gtsrb.png"]
+    assert attachments.galleries(tmp_path / "nowhere") == ()
+
+
+def test_a_budget_and_what_it_leaves_out_are_told(tmp_path: Path) -> None:
+    record = fake.record(fake.cell())
+    part = {"name": "table2", "reductions": "one seed", "cells": [record["id"], 3]}
+    (tmp_path / "sweep.json").write_text(json.dumps({"budget": "small", "parts": [part, "x", {"name": 4}]}))
+    page = page_of(tmp_path, record)
+    assert page.reductions == (("table2", "one seed"),)
+    assert ("budget", "small") in page.facts
+    assert "one seed" in latex.render(page)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"parts": 3}', '{"parts": [[]], "budget": []}'])
+def test_a_file_that_is_no_sweeps_is_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "sweep.json").write_text(content)
+    found = sweep_files.read(tmp_path)
+    assert (found.budget, found.reductions) == ("", ())
+
+
+def test_spread_needs_three_runs_of_one_case() -> None:
+    rows = [from_record(fake.record(fake.cell(seed=k), asr=0.1 * k)) for k in range(3)]
+    assert [plot.stem for plot in spread(series(rows, variants(rows)))] == ["asr-spread", "acc-spread"]
+    other = from_record(fake.record(fake.cell(attack="blend", seed=2)))
+    assert spread(series([*rows[:2], other], variants([*rows, other]))) == []
+
+
+def test_a_defense_looks_alike_in_every_figure() -> None:
+    nad = from_record(fake.record(fake.cell("nad", defense={"name": "nad"})))
+    tabor = from_record(fake.record(fake.cell("tabor", defense={"name": "tabor"})))
+    ours = from_record(fake.record(fake.cell()))
+    both, alone = (series(rows, variants(rows)).looks for rows in ([nad, tabor, ours], [nad]))
+    assert both["NAD"] == alone["NAD"]
+    assert len(set(both.values())) == 3
+
+
+POINTS = [[0.0, 1.0], [2, 3.5]]
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ({}, True),
+        ({"before": [[0.0, 1.0]]}, False),
+        ({"after": [[0.0, "1"], [1, 2]]}, False),
+        ({"labels": [1]}, False),
+        ({"triggered": "01"}, False),
+        ({"before": [], "after": [], "labels": [], "triggered": []}, False),
+        ({"before": None}, False),
+    ],
+)
+def test_a_layout_is_four_lists_of_one_length(change: dict[str, Any], kept: bool) -> None:
+    tree = {"labels": [0, 1], "triggered": [0, 1], "before": POINTS, "after": POINTS} | change
+    assert (layout(tree) is not None) == kept

@@ -1,0 +1,255 @@
+"""The paper's tables: which records enter them, in which place, with which figure of the paper and which marks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fake_records as fake
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import published
+from bench.report import beside, cases, marks, paper, sweep_files
+from bench.report.groups import groups, variants
+from bench.report.records_table import unscored
+from bench.report.rows import Row, from_record
+from bench.report.tables import Table, Titled, Value
+
+PAIRS = [{"attack": attack, "target": target} for attack, target in published.TABLE_3_TARGETS.items()]
+
+
+def case(defense: str = "ibau", acc: float = 0.98, asr: float = 0.02, /, **changes: Any) -> dict[str, Any]:
+    """A record at the paper's setting on GTSRB; ``changes`` are of the cell."""
+    shared = {"dataset": "gtsrb", "poison_ratio": 0.2, "clean_size": 5000}
+    return fake.record(fake.cell(defense, **(shared | changes)), acc, asr)
+
+
+def made(*records: dict[str, Any]) -> dict[str, Titled]:
+    (group,) = groups([from_record(each) for each in records])
+    return {titled.stem: titled for titled in paper.tables(group)}
+
+
+def columns(table: Table, row: int) -> dict[tuple[str, str], Value]:
+    return {(head.over, head.text): value for head, value in zip(table.heads, table.rows[row], strict=True)}
+
+
+def test_attack_cases_stand_in_the_papers_order_with_its_figures_beside() -> None:
+    several = [("trojan_wm", 2), ("badnets", "all_to_all"), ("blend", 1), ("badnets", 8)]
+    records = [case(name, attack=a, target=t) for name in ("ibau", "nad", "none", "tabor") for a, t in several]
+    titled = made(*records)["1_2_attack_cases"]
+    assert titled.title.startswith("Table 2 ·")
+    assert [row[0].text for row in titled.table.rows] == ["BadNets", "Blend", "Trojan WM", "All to all"]
+    assert [text for text, _ in titled.table.bands] == ["", "No defense", "TABOR", "NAD", "I-BAU"]
+    blend = columns(titled.table, 1)
+    theirs = published.lookup("gtsrb", "blend", "nad")
+    assert theirs is not None
+    assert theirs.asr is not None
+    assert blend["NAD", "ASR"].published == f"{100 * theirs.asr:.2f}"
+    assert columns(titled.table, 3)["I-BAU", "ACC"].published == "99.13"
+
+
+def test_no_figure_of_the_paper_stands_beside_another_setting() -> None:
+    rows = [case(), case(radius=2.5), case(model="resnet18"), case(clean_label=True), case(dataset="digits")]
+    assert [beside.one_trigger(from_record(row), 5000)[0] for row in rows] == ["99.38", "", "", "", ""]
+    assert beside.one_trigger(from_record(case()), 100) == ("", "")
+    assert beside.one_trigger(from_record(case("fine_tuning")), 5000) == ("", "")
+
+
+def test_what_has_to_be_said_of_the_papers_figure_is_said() -> None:
+    brought = {"checkpoint": "a/b.pth", "trigger": {"image": "c/l0_inv.png", "mode": "replace"}, "target": 0}
+    changes = {"victim": brought, "attack": None, "target": None, "poison_ratio": None, "dataset": "cifar10_jpeg"}
+    table = made(case(**changes))["1_2_attack_cases"].table
+    assert table.rows[0][0].text == "ℓ0 inv"
+    assert columns(table, 0)["I-BAU", "ASR"].published == "9.54†‡"
+    assert sum(note.startswith(("†", "‡")) for note in table.notes) == 2
+
+
+def test_marks_reach_the_table_and_are_explained() -> None:
+    undetected = case("neural_cleanse", 0.98, 0.95) | {"status": "no_trigger_detected"}
+    records = [case("none", 0.98, 0.99), undetected, case("nad", 0.5, 0.01), case("tabor", 0.97, 0.05), case()]
+    table = made(*records)["1_2_attack_cases"].table
+    row = columns(table, 0)
+    assert row["Neural Cleanse", "ASR"].marks == (marks.ASR_HIGH, marks.UNDETECTED)
+    assert row["NAD", "ACC"].marks == (marks.ACC_LOST,)
+    assert row["TABOR", "ACC"].marks == row["TABOR", "ASR"].marks == (marks.BEST,)
+    assert row["I-BAU", "ASR"].marks == (marks.COMPARABLE,)
+    assert not row["No defense", "ASR"].marks
+    told = next(note for note in table.notes if note.startswith("▲"))
+    assert all(mark.symbol in told for mark in marks.ALL)
+
+
+def test_without_a_control_the_victim_itself_is_the_yardstick() -> None:
+    table = made(case(seed=0), case(seed=1))["1_2_attack_cases"].table
+    row = columns(table, 0)
+    assert row["No defense", "ACC"].text == "98.8"
+    assert row["No defense", "ACC"].estimate is not None
+    assert row["No defense", "ACC"].estimate.count == 2
+
+
+def test_the_number_of_seeds_is_told_once_or_at_each_figure() -> None:
+    even = made(*(case(name, seed=k) for name in ("none", "ibau") for k in range(3)))["1_2_attack_cases"].table
+    assert "×" not in "".join(value.note for row in even.rows for value in row)
+    assert any("over 3 seeds" in note for note in even.notes)
+    odd = made(case("none"), case(seed=0), case(seed=1))["1_2_attack_cases"].table
+    assert columns(odd, 0)["I-BAU", "ACC"].note.endswith("×2")
+
+
+ALIKE_BUT = st.sampled_from(
+    [
+        {"training": fake.TRAINING | {"epochs": 3}},
+        {"clean_label": True},
+        {"mix": "disjoint"},
+        {"model": "resnet18"},
+        {"target": 3},
+        {"poison_ratio": 0.05},
+    ]
+)
+
+
+@given(ALIKE_BUT)
+def test_victims_that_differ_are_never_in_one_mean(change: dict[str, Any]) -> None:
+    rows = [from_record(case()), from_record(case(**change))]
+    found = cases.lines(rows, variants(rows))
+    assert len(found) == 2
+    assert all(len(cell) == 1 for line in found for name, cell in line.cells.items() if name != cases.NO_DEFENSE)
+
+
+def test_repetitions_are_in_one_mean() -> None:
+    rows = [from_record(case(**each)) for each in ({}, {"seed": 1}, {"run": 2})]
+    (line,) = cases.lines(rows, variants(rows))
+    assert len(line.cells["I-BAU"]) == 3
+
+
+def several_triggers(defense: str = "ibau", **changes: Any) -> dict[str, Any]:
+    record = case(defense, 0.8, 0.1, attack=PAIRS, target=None, dataset="cifar10", **changes)
+    figures = [
+        {"trigger": p["attack"], "target": p["target"], "asr": k / 10, "ra": 0.5, "count": 9}
+        for k, p in enumerate(PAIRS)
+    ]
+    before = record["victim"] | {"triggers": [each | {"asr": 1.0} for each in figures]}
+    return record | {"triggers": figures, "victim": before}
+
+
+def test_table_3_has_a_row_for_each_trigger() -> None:
+    titled = made(several_triggers())["3_several_triggers"]
+    table = titled.table
+    assert [row[0].text for row in table.rows[:3]] == ["ACC", "avg. ASR", "Trojan WM ⇒ 9"]
+    assert len(table.rows) == 2 + len(PAIRS)
+    ours = [columns(table, 2 + k)["", "I-BAU"] for k in range(len(PAIRS))]
+    assert [value.text for value in ours] == [f"{10 * k:.1f}" for k in range(len(PAIRS))]
+    assert [value.published for value in ours] == ["11.48", "10.80", "18.64", "15.22", "18.24", "9.46", "6.92"]
+    assert [marks.ASR_HIGH in value.marks for value in ours] == [k >= 2 for k in range(len(PAIRS))]
+    assert columns(table, 2)["", "No defense"].text == "100.0"
+    assert columns(table, 1)["", "I-BAU"].published == "12.96"
+    assert "1_2_attack_cases" not in made(several_triggers())
+
+
+@pytest.mark.parametrize("change", [{"mix": "disjoint"}, {"clean_size": 500}, {"model": "resnet18"}])
+def test_table_3_of_another_setting_stands_alone(change: dict[str, Any]) -> None:
+    table = made(several_triggers(**change))["3_several_triggers"].table
+    assert columns(table, 1)["", "I-BAU"].published == ""
+
+
+def test_a_record_without_figures_of_its_triggers_has_the_average_alone() -> None:
+    record = several_triggers() | {"triggers": []}
+    record["victim"] = record["victim"] | {"triggers": "none"}
+    assert [row[0].text for row in made(record)["3_several_triggers"].table.rows] == ["ACC", "avg. ASR"]
+
+
+def wm(defense: str = "ibau", **changes: Any) -> dict[str, Any]:
+    return case(defense, 0.8, 0.1, **({"dataset": "cifar10", "attack": "trojan_wm", "target": 2} | changes))
+
+
+def test_tables_4_and_5_stack_acc_and_asr() -> None:
+    records = [wm(poison_ratio=ratio) for ratio in (0.2, 0.05, 0.005)]
+    records += [wm(clean_size=size) for size in (2500, 500, 100)]
+    found = made(*records, wm(poison_ratio=0.05, clean_size=100))
+    ratios = found["4_poison_ratio"].table
+    assert [(row[0].text, row[1].text) for row in ratios.rows] == [
+        (ratio, metric) for ratio in ("20 %", "5 %", "0.5 %") for metric in ("ACC", "ASR")
+    ]
+    assert [row[-1].published for row in ratios.rows] == ["83.58", "3.42", "84.76", "9.78", "83.22", "13.08"]
+    sizes = found["5_clean_images"].table
+    assert [row[0].text for row in sizes.rows[::2]] == ["5,000", "2,500", "500", "100"]
+    assert [row[-1].published for row in sizes.rows[1::2]] == ["3.42", "6.96", "5.20", "4.00"]
+    assert len(found["1_2_attack_cases"].table.rows) == 1
+    assert any("other settings" in note for note in found["1_2_attack_cases"].table.notes)
+
+
+def test_a_victim_with_one_value_of_an_axis_is_not_in_its_table() -> None:
+    found = made(wm(clean_size=5000), wm(clean_size=100), wm(attack="blend", target=1))
+    assert {row[0].note for row in found["5_clean_images"].table.rows} == {""}
+    assert any("Trojan WM" in note for note in found["5_clean_images"].table.notes)
+    assert "4_poison_ratio" not in found
+
+
+def test_table_6_means_over_the_cells_that_took_effect() -> None:
+    records = [wm(seed=k) | {"seconds_to_effect": seconds} for k, seconds in enumerate((2.0, 4.0, None))]
+    (row,) = made(*records, wm("none"), wm(attack="badnets", target="all_to_all"))["6_seconds_to_effect"].table.rows
+    assert [value.text for value in row[:3]] == ["I-BAU", "3.00", "2 of 3"]
+    assert row[1].published == "6.82"
+
+
+def test_tables_7_and_8_give_the_error_gap() -> None:
+    networks = [wm(model=name) | {"error_gap": 0.0035} for name in ("densenet121", "resnet18", "googlenet")]
+    sizes = [wm(model="resnet18", clean_size=size) | {"error_gap": 0.01} for size in (500, 2500)]
+    found = made(*networks, *sizes)
+    width = found["7_width"].table
+    assert [(row[0].text, row[2].text, row[3].text, row[3].published) for row in width.rows] == [
+        ("resnet18", "512", "0.35", "0.35"),
+        ("googlenet", "832", "0.35", "0.27"),
+        ("densenet121", "1024", "0.35", "0.24"),
+    ]
+    over_n = found["8_clean_images"].table
+    assert [(row[0].text, row[2].published) for row in over_n.rows] == [
+        ("500", "1.67"),
+        ("2,500", "0.71"),
+        ("5,000", "0.35"),
+    ]
+
+
+def test_other_radii_are_kept_out_and_told_of() -> None:
+    found = made(case(radius=10.0), case(radius=2.5, seed=1))
+    assert any("Cδ = 10" in note for note in found["1_2_attack_cases"].table.notes)
+    assert [row[0].text for row in found["radius"].table.rows] == ["I-BAU, Cδ = 2.5", "I-BAU, Cδ = 10"]
+
+
+def test_ra_der_time_memory_and_passes_stand_beside() -> None:
+    table = made(case("none"), case())["1_2_attack_cases"].beside
+    assert table is not None
+    assert {"RA", "DER", "Seconds", "Peak memory", "Forward", "Backward"} <= {head.text for head in table.heads}
+    assert [row[1].text for row in table.rows] == ["No defense", "I-BAU"]
+    assert "–" not in [value.text for value in table.rows[1]]
+
+
+def test_a_clean_model_has_a_table_of_its_own() -> None:
+    record = case(attack=None, target=None, poison_ratio=None) | {"asr": None, "asr_interval": None}
+    row = from_record(record)
+    assert unscored([row], {row.id: "I-BAU"}) is None
+    found = made(record)
+    assert list(found) == ["clean_models"]
+    assert [value.text for value in found["clean_models"].table.rows[0][:4]] == [
+        "I-BAU",
+        "simplified_vgg",
+        "98.8",
+        "98.0",
+    ]
+
+
+def assigned(parts: dict[str, list[dict[str, Any]]]) -> list[Row]:
+    rows = [from_record(record) for records in parts.values() for record in records]
+    cells = {name: frozenset(record["id"] for record in records) for name, records in parts.items()}
+    return sweep_files.assign(rows, sweep_files.SweepFiles("", cells, ()))
+
+
+def test_a_table_takes_the_records_of_its_own_sweep_file() -> None:
+    ablated = case(defense={"name": "ibau", "recipe": "paper"})
+    rows = assigned({"table2": [case()], "ablation": [ablated]})
+    (group,) = groups(rows)
+    found = {titled.stem: titled.table for titled in paper.tables(group)}
+    assert [text for text, _ in found["1_2_attack_cases"].bands] == ["", "No defense", "I-BAU"]
+    assert len(found["ablation"].rows) == 1
+    assert sweep_files.of(rows, "table2") == rows[:1]
+    assert sweep_files.of(rows, "table1") == []
+    assert sweep_files.of([from_record(case())], "table1") == [from_record(case())]
