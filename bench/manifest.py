@@ -17,10 +17,14 @@ FILE = "sweep.json"
 
 
 class Part(Frozen):
-    """One sweep file: its name, the ``reductions`` of its budget (empty at full size), the ids of its cells."""
+    """One sweep file: its name, the ``reductions`` of its budget (empty at full size), the ids of its cells.
+
+    ``overrides``: what the command line set after the budget. It may contradict the ``reductions``, so both are told.
+    """
 
     name: str
     reductions: str = ""
+    overrides: tuple[str, ...] = ()
     cells: tuple[str, ...] = ()
 
 
@@ -35,18 +39,24 @@ class Manifest(Frozen):
 
 def of(plan: SweepPlan) -> Manifest:
     """What ``plan`` is to compute."""
-    parts = [Part(name=_base(part), reductions=part.reductions, cells=tuple(cell.id for cell in part.cells))
-             for part in plan.parts or (plan,)]  # fmt: skip
-    return Manifest(name=_base(plan), budget=plan.budget, parts=tuple(parts))
+    parts = tuple(_part(part) for part in plan.parts or (plan,))
+    return Manifest(name=_base(plan), budget=plan.budget, parts=parts)
+
+
+def _part(plan: SweepPlan) -> Part:
+    ids = tuple(cell.id for cell in plan.cells)
+    return Part(name=_base(plan), reductions=plan.reductions, overrides=plan.overrides, cells=ids)
 
 
 def write(plan: SweepPlan, folder: Path) -> None:
-    """Put ``plan`` in ``folder``'s manifest; cells of earlier runs in the same folder stay with their part."""
+    """Put ``plan`` in ``folder``'s manifest. What was there stays: the cells of an earlier run with the same overrides
+    with their part, the parts of a run with others after the new ones."""
     new, old = of(plan), read(folder)
-    known = {part.name: part for part in old.parts} if old else {}
+    known = {(part.name, part.overrides): part for part in old.parts} if old else {}
     parts = [
-        part.model_copy(update={"cells": tuple(dict.fromkeys((*known.pop(part.name, part).cells, *part.cells)))})
+        part.model_copy(update={"cells": tuple(dict.fromkeys((*known.pop(key, part).cells, *part.cells)))})
         for part in new.parts
+        for key in [(part.name, part.overrides)]
     ]
     merged = new.model_copy(update={"parts": (*parts, *known.values())})
     if merged != old:

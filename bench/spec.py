@@ -55,7 +55,7 @@ class SweepPlan:
     """What a sweep is to compute. ``cells`` are distinct, in the order of the grid; file paths in them are absolute.
 
     ``parts`` are the sweeps of a file that includes others (``bench.includes``), whose cells are theirs, each once.
-    ``reductions``: what the budget it was loaded with takes away; empty without one.
+    ``reductions``: what the budget it was loaded with takes away; empty without one. ``overrides`` came after it.
     """
 
     name: str
@@ -68,6 +68,7 @@ class SweepPlan:
     sources: Mapping[str, str] = field(default_factory=dict)
     budget: str | None = None
     reductions: str = ""
+    overrides: tuple[str, ...] = ()
     parts: tuple[SweepPlan, ...] = ()
 
     def key(self, name: str) -> str:
@@ -102,6 +103,7 @@ def load(path: Path, overrides: Sequence[str], data_root: Path, budget: str | No
         name=file.name if budget is None else f"{file.name}-{budget}",
         budget=budget,
         reductions=reductions,
+        overrides=tuple(overrides),
         cells=(),
         combinations=math.prod(len(values) for values in file.grid.values()) * file.seeds,
         axes=tuple(file.grid),

@@ -100,16 +100,33 @@ def _last_input(model: nn.Module) -> Iterator[list[Tensor]]:
 def plane(found: Floats, seed: int) -> Floats:
     """(N, 2): t-SNE (van der Maaten and Hinton, 2008, with Barnes-Hut) of ``found``, (N, F).
 
-    A feature that is no finite number (a diverged model's) counts as zero.
+    All points at the origin where no two images differ: a network that maps everything to one point has no layout.
     """
     from sklearn.manifold import TSNE  # seconds to import
     from threadpoolctl import threadpool_limits
 
+    spread = tidy(found)
+    if not spread.any():  # scikit-learn would divide by it, and crash on the points that come of that
+        return np.zeros((len(found), 2))
     perplexity = min(PERPLEXITY, len(found) / 3)
     layout = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed % 2**32, n_jobs=1)
     with threadpool_limits(1):  # sums in an order of their own, whatever the number of cores
-        points: Floats = layout.fit_transform(np.nan_to_num(found)).astype(np.float64)
+        points: Floats = layout.fit_transform(spread).astype(np.float64)
     return points
+
+
+def tidy(found: Floats) -> Floats:
+    """(N, max(F, 2)): centred and scaled to [-1, 1], which changes neither neighbours nor t-SNE.
+
+    A feature that is no finite number (a diverged model's) counts as zero. All zeros where no two rows differ.
+    """
+    finite = np.where(np.isfinite(found), found, 0.0)
+    unit = finite / max(np.abs(finite).max(initial=0.0), np.finfo(np.float64).tiny)  # first, lest sums overflow
+    scaled = np.zeros_like(unit)
+    if (unit != unit[:1]).any():
+        centred = unit - unit.mean(axis=0)
+        scaled = centred / np.abs(centred).max()
+    return np.pad(scaled, ((0, 0), (0, max(0, 2 - scaled.shape[1]))))
 
 
 def restored_share(found: Floats, labels: Ints, source: Ints, triggered: npt.NDArray[np.bool_]) -> float | None:
@@ -122,7 +139,8 @@ def restored_share(found: Floats, labels: Ints, source: Ints, triggered: npt.NDA
     Args:
         found: (N, F), the clean images first; ``labels``, ``source``, ``triggered``: (N,).
     """
-    clean, stamped = np.nan_to_num(found[~triggered]), np.nan_to_num(found[triggered])
+    spread = tidy(found)
+    clean, stamped = spread[~triggered], spread[triggered]
     if not len(stamped) or len(clean) < 2:
         return None
     squares = (stamped**2).sum(1)[:, None] + (clean**2).sum(1)[None] - 2 * stamped @ clean.T

@@ -182,14 +182,20 @@ def test_the_manifest_says_which_record_is_of_which_file(tmp_path: Path) -> None
     manifest.write(other, tmp_path)
     again = manifest.read(tmp_path)
     assert again is not None
-    for old, new, part in zip(found.parts, again.parts, other.parts, strict=True):
-        assert new.cells == (*old.cells, *(cell.id for cell in part.cells))
+    assert again.parts[2:] == found.parts
+    assert [part.overrides for part in again.parts] == [("cell.target=0",)] * 2 + [()] * 2
+    assert [part.cells for part in again.parts[:2]] == [tuple(cell.id for cell in part.cells) for part in other.parts]
+    _file(tmp_path, "two", grid={"poison_ratio": [0.4], "defense": ["none"]})  # the file was edited since
+    manifest.write(_load(path), tmp_path)
+    edited = manifest.read(tmp_path)
+    assert edited is not None
+    assert [len(part.cells) for part in edited.parts] == [9, 2, 3, 1]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"schema": 1}', '{"schema": 1, "name": 2}', "\xff"])
 def test_a_manifest_that_is_none_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / manifest.FILE).write_text(text, encoding="latin-1")
-    with pytest.raises(UserError, match="expected what bench.sweep wrote") as caught:
+    with pytest.raises(UserError, match=r"expected what bench\.sweep wrote") as caught:
         manifest.read(tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -167,8 +167,9 @@ def test_the_ablation_varies_what_it_says() -> None:
     assert {"paper", "reference", "danskin", "fast"} == {one["recipe"] for one in variants}
     assert len({one["solver"] for one in variants}) == 6  # the recipe's own and five others
     assert {one["curvature"] for one in variants} == {None, "forward_over_reverse", "directional", "gauss_newton"}
-    assert {"fast": True, "danskin": None} == {
-        one["recipe"]: one["implicit"] for one in variants if one["implicit"] or one["recipe"] == "danskin"
+    assert {one["recipe"]: one["implicit"] for one in variants if one["implicit"] or one["recipe"] == "danskin"} == {
+        "fast": True,
+        "danskin": None,
     }
 
 

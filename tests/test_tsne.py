@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from fake_cells import record
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 
 from adapters import attacks
@@ -94,9 +96,32 @@ def test_a_model_that_diverged_and_one_without_a_trigger_are_laid_out_too() -> N
     with torch.no_grad():
         broken.hidden.weight.fill_(float("nan"))
     found = tsne.lay_out((Small(0), broken), _scorer(), 30, 0)
-    assert np.isfinite(found.after).all()
+    assert set(found.after) == {(0.0, 0.0)}
     assert set(found.triggered) == {0}
     assert (found.restored_before, found.restored_after) == (None, None)
+
+
+HUGE = np.finfo(np.float64).max
+
+
+@given(
+    arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(1, 4)), elements=st.floats(-HUGE, HUGE)),
+    st.floats(0.001, 1000),
+)
+def test_scaling_keeps_who_is_near_whom(found: Any, factor: float) -> None:
+    scaled = tsne.tidy(found)
+    assert scaled.shape == (len(found), max(2, found.shape[1]))
+    assert np.isfinite(scaled).all()
+    assert np.abs(scaled).max() <= 1
+    moderate = found / HUGE
+    if np.ptp(moderate, axis=0).max() > 1e-6:
+        assert np.abs(scaled).max() == pytest.approx(1)
+        assert np.allclose(tsne.tidy(moderate * factor + 3), tsne.tidy(moderate), atol=1e-6)
+
+
+def test_what_is_no_number_counts_as_zero() -> None:
+    rows = np.array([[np.nan, 1.0], [np.inf, 3.0], [-np.inf, 2.0]])
+    assert np.array_equal(tsne.tidy(rows), [[0, -1], [0, 1], [0, 0]])
 
 
 @settings(max_examples=20, deadline=None)
