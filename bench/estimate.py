@@ -57,12 +57,15 @@ class Pace:
         return None if self._train is None else self._train * self._training(cell)
 
     def cell(self, cell: Cell) -> float | None:
-        """Seconds to defend and to score, round by round; None where no record tells."""
+        """Seconds to defend and to score, round by round; None where no record tells of the defense.
+
+        Scoring is timed by the training of victims, and left out where no record tells of that.
+        """
         key = next((key for key in self._keys(cell) if key in self._defense), None)
-        if key is None or self._train is None:
+        if key is None:
             return None
         scored = self._checked.sizes[cell.dataset][1] * (1 + len(cell.targets)) * self._weight(cell)
-        scoring = FORWARD_SHARE * self._train * scored * (1 + statistics.median(self._rounds[key]))
+        scoring = FORWARD_SHARE * (self._train or 0.0) * scored * (1 + statistics.median(self._rounds[key]))
         return statistics.median(self._defense[key]) * self._images(cell) + scoring
 
     def total(self, cells: Sequence[Cell], victims: Sequence[Cell]) -> Estimate:
