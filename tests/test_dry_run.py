@@ -19,8 +19,8 @@ CHECKED = Checked(
 )
 
 
-def _record(defense: str, seconds: float, victim: float | None = 27.0, rounds: int = 0, **changes: Any) -> Record:
-    made = record(defense, **changes)
+def _record(name: str, /, seconds: float, victim: float | None = 27.0, rounds: int = 0, **changes: Any) -> Record:
+    made = record(name, **changes)
     figures = VictimFigures(id=made.cell.victim_id, acc=0.9, asr=0.9, ra=0.1, seconds=victim)
     return made.model_copy(update={"seconds": seconds, "victim": figures, "rounds": ({},) * rounds})
 
