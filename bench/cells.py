@@ -56,7 +56,9 @@ class Training(Frozen):
     augment: Literal["none", "crop", "crop_flip"] = "none"
 
 
-NOT_OF_THE_VICTIM = {"defense", "clean_size", "radius", "min_asr", "time_limit", "evasion_radius"}
+NOT_OF_THE_VICTIM = {
+    "defense", "clean_size", "radius", "min_asr", "time_limit", "evasion_radius", "tsne_images", "run",
+}  # fmt: skip
 """The keys of a cell that say nothing of the poisoned model."""
 
 
@@ -89,6 +91,11 @@ class Cell(Frozen):
     """Seconds after which a defense stops with what it has."""
     evasion_radius: Annotated[float, Field(ge=0)] | None = None
     """Where given, the defended model's accuracy under ℓ2 PGD of this radius is measured too (``bench.evasion``)."""
+    tsne_images: Annotated[int, Field(ge=10)] | None = None
+    """Where given, the features of so many scoring images are laid out by t-SNE, before and after the defense
+    (``bench.tsne``)."""
+    run: Annotated[int, Field(ge=1)] | None = None
+    """A further run of the defense on the same victim and clean set: other random choices. None is the first."""
     seed: Annotated[int, Field(ge=0)] = 0
     """The repetition, 0, 1, …; every random choice derives from it and from the cell's parts."""
 

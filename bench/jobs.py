@@ -97,6 +97,8 @@ class JobQueue:
             self._waiting[victim].append(job)
             self._unfinished[job.family] += 1
             self.cells_left += 1
+        self._own = frozenset(self._waiting)
+        """Victims of cells, as against clean models that only a trigger is fitted to."""
         for victim, jobs in list(self._waiting.items()):
             if ready(jobs[0].cell):
                 self._release(victim)
@@ -159,7 +161,8 @@ class JobQueue:
         name = clean.victim_id
         if name not in self._blocked:
             self._blocked[name] = []
-            self._add_victim(Job("victim", clean, name, name), None)
+            if name not in self._own:
+                self._add_victim(Job("victim", clean, name, name), None)
         self._blocked[name].append(job)
 
     def _push(self, job: Job) -> None:

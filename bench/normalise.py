@@ -22,6 +22,8 @@ DEFAULT_RADIUS = 10.0
 """C_delta where a defense uses it and the sweep names none: the paper's."""
 
 KNOWN_KEYS = tuple(name for name in Cell.model_fields if name != "seed")
+CLEAN = "none"
+"""The attack of a clean model."""
 DEFAULT_MIX = "united"
 """How several triggers share a training set where the sweep does not say: the paper's way."""
 
@@ -49,14 +51,26 @@ class Normaliser:
             if name not in parts:
                 raise UserError(f"cell.{name}: found nothing; expected a name, in cell or as an axis of grid")
         cell |= self._victim(parts)
-        for name in ("dataset", "model", "min_asr", "time_limit", "evasion_radius"):
+        for name in ("dataset", "model", "min_asr", "time_limit", "evasion_radius", "tsne_images", "run"):
             if name in parts:
                 cell[name] = parts[name]
+        if type(parts.get("run")) is int and parts["run"] == 0:  # the first run, which a cell need not name
+            del cell["run"]
+            self.used.add("run")
         cell |= self._defense(parts)
+        if "attack" not in cell and "victim" not in cell:
+            self._clean(cell, parts)
         self.used |= cell.keys() & parts.keys()
         # A key that says null asks for the default, which is no use that could be wrong.
         self.used |= {name for name in tree if tree[name] is None}
         return validated(Cell, cell, self._key_of)
+
+    def _clean(self, cell: dict[str, Any], parts: Mapping[str, Any]) -> None:
+        """Take out what says nothing of a clean model: which ASR it is to have, and without a defense its clean set."""
+        self.used.add("attack")
+        cell.pop("min_asr", None)
+        if "clean_size" not in self._once("defense", parts["defense"], self._build_defense).uses:
+            cell.pop("clean_size", None)
 
     def _defense(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         defense = self._once("defense", parts["defense"], self._build_defense)
@@ -86,6 +100,8 @@ class Normaliser:
         """The keys that say which poisoned model: ``victim``, or those of ``ATTACK_KEYS``."""
         if "victim" in parts:
             return {"victim": self._once("victim", parts["victim"], self._checkpoint)}
+        if parts.get("attack") == CLEAN:
+            return {"training": self._training(parts)}
         for name in ("attack", "poison_ratio"):
             if name not in parts:
                 raise UserError(f"cell.{name}: found nothing; expected it, or a victim from a checkpoint")

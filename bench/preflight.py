@@ -25,6 +25,10 @@ Target = int | str
 
 def check_names(plan: SweepPlan) -> None:
     """Data sets, models and triggers are known, checkpoints are state dicts; ``UserError`` otherwise."""
+    for part in plan.parts:
+        _in_file(part, lambda part=part: check_names(part))
+    if plan.parts:
+        return
     for name in dict.fromkeys(cell.dataset for cell in plan.cells):
         _at(plan, "dataset", lambda name=name: datasets.check_name(name))
     for name in dict.fromkeys(cell.model for cell in plan.cells):
@@ -38,15 +42,27 @@ class Checked(NamedTuple):
     """What the check of the data leaves behind.
 
     ``costs``: each victim's by id, in training images times the model's operations, good for sorting only.
-    ``shapes``: (C, H, W) of each data set's images.
+    ``shapes``: (C, H, W) of each data set's images. ``weights``: by data set and model, the multiplications of one
+    image's forward pass. ``sizes``: by data set, its training and its scoring images.
     """
 
     costs: dict[str, float]
     shapes: dict[str, tuple[int, int, int]]
+    weights: dict[tuple[str, str], float]
+    sizes: dict[str, tuple[int, int]]
 
 
 def check_data(plan: SweepPlan, cache_dir: Path) -> Checked:
     """Everything fits the data: targets, poison ratios, clean sizes, triggers, checkpoints; ``UserError`` otherwise."""
+    try:
+        return _check_data(plan, cache_dir)
+    except UserError:
+        for part in plan.parts:  # which of the files it is
+            _in_file(part, lambda part=part: _check_data(part, cache_dir))
+        raise
+
+
+def _check_data(plan: SweepPlan, cache_dir: Path) -> Checked:
     loaded = {
         name: datasets.load(name, plan.data_root, cache_dir) for name in dict.fromkeys(c.dataset for c in plan.cells)
     }
@@ -67,7 +83,9 @@ def check_data(plan: SweepPlan, cache_dir: Path) -> Checked:
         epochs = cell.training.epochs if cell.training else 0
         copies = len(cell.targets) if cell.mix == "united" else 1
         costs[cell.victim_id] = weights[cell.dataset, cell.model] * len(data.train.labels) * copies * epochs
-    return Checked(costs, {name: data.image_shape for name, data in loaded.items()})
+    shapes = {name: data.image_shape for name, data in loaded.items()}
+    images = {name: (len(data.train.labels), len(data.test.labels) - data.pool_size) for name, data in loaded.items()}
+    return Checked(costs, shapes, weights, images)
 
 
 def distinct_victims(cells: tuple[Cell, ...]) -> list[Cell]:
@@ -129,6 +147,13 @@ def _weight(name: str, data: ImageTensors) -> float:
     with torch.no_grad():
         model(torch.zeros(1, *data.image_shape))
     return float(total)
+
+
+def _in_file(part: SweepPlan, check: Any) -> None:
+    try:
+        check()
+    except UserError as error:
+        raise UserError(f"{part.source.name}: {error}") from error
 
 
 def _at(plan: SweepPlan, name: str, check: Any) -> None:

@@ -61,12 +61,15 @@ class TriggerFigures(TriggerScores):
 
 
 class VictimFigures(_Row):
-    """The poisoned model before any defense. ``seconds``: its training; null for one from a checkpoint."""
+    """The poisoned model before any defense. ``seconds``: its training; null for one from a checkpoint.
+
+    ``asr`` and ``ra`` are null for a clean model.
+    """
 
     id: str
     acc: float
-    asr: float
-    ra: float
+    asr: float | None
+    ra: float | None
     seconds: float | None = None
     triggers: tuple[TriggerFigures, ...] = ()
     """Each trigger by itself; empty in records written before there were figures of them."""
@@ -77,6 +80,22 @@ class Passes(_Row):
 
     forward: int
     backward: int
+
+
+class Tsne(_Row):
+    """Penultimate features of N scoring images, each before and after the defense laid out by t-SNE (``bench.tsne``).
+
+    ``labels`` are the true ones; ``triggered``: 0 a clean image, k one with the k-th trigger. ``before`` and
+    ``after``: N points (x, y). ``restored_before``, ``restored_after``: the share of triggered images whose nearest
+    clean images, in the features themselves, are mostly of their own class; null where none is triggered.
+    """
+
+    labels: tuple[int, ...]
+    triggered: tuple[int, ...]
+    before: tuple[tuple[float, float], ...]
+    after: tuple[tuple[float, float], ...]
+    restored_before: float | None
+    restored_after: float | None
 
 
 class Provenance(_Row):
@@ -119,6 +138,7 @@ class Record(_Row):
     error_gap_interval: Interval | None = None
     evasion_accuracy: float | None = None
     evasion_accuracy_interval: Interval | None = None
+    tsne: Tsne | None = None
     seconds: float | None = None
     seconds_to_effect: float | None = None
     peak_memory_bytes: int | None = None

@@ -33,10 +33,11 @@ from bench.clock import now
 from bench.evasion import evasion_accuracy
 from bench.memory import PeakMemory
 from bench.provenance import Commit, provenance
-from bench.records import Passes, Record, Status, TriggerFigures, TriggerScores, VictimFigures, jsonable
+from bench.records import Passes, Record, Status, TriggerFigures, TriggerScores, Tsne, VictimFigures, jsonable
 from bench.scoring import Estimate, Scorer, Scores, der
 from bench.seeds import derive_seed
 from bench.splits import Split, clean_indices, split_test
+from bench.tsne import lay_out
 from bench.victims import Victim, VictimStore, new_model, poisoned_training_set
 
 logger = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
     before = prepared.before
     figures = _victim_figures(cell, prepared)
     least = cell.min_asr * (before.acc if _is_all_to_all(cell) else 1.0)
-    if before.asr < least:
+    if before.asr < least:  # not so for a clean model, whose ASR is NaN
         why = f"the victim's ASR is {before.asr:.4f}; expected at least {least:.4f} (min_asr {cell.min_asr:g})"
         return Record(id=cell.id, cell=cell, status="attack_failed", reason=why, victim=figures)
     clean = _clean_set(cell, prepared, device)
@@ -173,7 +174,7 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
     after = before if untouched else prepared.scorer.score(run.result.model)
     gap = prepared.scorer.error_gap(run.result.model, clean, after) if len(clean.labels) else None
     evasion = _evasion(cell, prepared, run.result.model)
-    rating = der(before, after, seed=derive_seed("der", cell.id))
+    rating = None if cell.is_clean else der(before, after, seed=derive_seed("der", cell.id))
     effect = run.seconds_to_effect
     if effect is None and _has_effect(before, after):
         effect = run.seconds
@@ -185,17 +186,18 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
         victim=figures,
         acc=after.acc,
         acc_interval=after.acc_interval,
-        asr=after.asr,
-        asr_interval=after.asr_interval,
-        ra=after.ra,
-        ra_interval=after.ra_interval,
+        asr=None if cell.is_clean else after.asr,
+        asr_interval=None if cell.is_clean else after.asr_interval,
+        ra=None if cell.is_clean else after.ra,
+        ra_interval=None if cell.is_clean else after.ra_interval,
         triggers=tuple(TriggerScores(**row) for row in _rows(cell, after)),
-        der=rating.value,
-        der_interval=rating.interval,
+        der=rating.value if rating else None,
+        der_interval=rating.interval if rating else None,
         error_gap=gap.value if gap else None,
         error_gap_interval=gap.interval if gap else None,
         evasion_accuracy=evasion.value if evasion else None,
         evasion_accuracy_interval=evasion.interval if evasion else None,
+        tsne=_tsne(cell, prepared, run.result.model),
         seconds=run.seconds,
         seconds_to_effect=effect,
         peak_memory_bytes=run.peak_memory,
@@ -215,8 +217,8 @@ def _victim_figures(cell: Cell, prepared: Prepared) -> VictimFigures:
     return VictimFigures(
         id=victim.id,
         acc=before.acc,
-        asr=before.asr,
-        ra=before.ra,
+        asr=None if cell.is_clean else before.asr,
+        ra=None if cell.is_clean else before.ra,
         seconds=victim.seconds,
         triggers=tuple(triggers),
     )
@@ -235,6 +237,13 @@ def _evasion(cell: Cell, prepared: Prepared, model: nn.Module) -> Estimate | Non
         return None
     scorer, seed = prepared.scorer, derive_seed("evasion", cell.dataset, cell.seed)
     return evasion_accuracy(model, scorer.images, scorer.labels, cell.evasion_radius, seed)
+
+
+def _tsne(cell: Cell, prepared: Prepared, model: nn.Module) -> Tsne | None:
+    if cell.tsne_images is None:
+        return None
+    models = (prepared.victim.model, model)
+    return lay_out(models, prepared.scorer, cell.tsne_images, derive_seed("tsne", cell.dataset, cell.seed))
 
 
 class _Run(NamedTuple):
@@ -274,8 +283,7 @@ def _defend(cell: Cell, prepared: Prepared, clean: LabelledImages, device: torch
         scores = prepared.tracer.score(current)
         if not effect and _has_effect(prepared.before_traced, scores):
             effect.append(clock.seconds)
-        figures = {"acc": scores.acc, "asr": scores.asr, "images": scores.clean_count, "seconds": clock.seconds}
-        rounds.append({**figures, **jsonable(info)})
+        rounds.append({**_round_figures(scores), "seconds": clock.seconds, **jsonable(info)})
         passes.enabled = True
         memory.resume()
         clock.start()
@@ -306,6 +314,14 @@ def _defend(cell: Cell, prepared: Prepared, clean: LabelledImages, device: torch
     return _Run(result, clock.seconds, effect[0] if effect else None, memory.bytes, counted, rounds)
 
 
+def _round_figures(scores: Scores) -> dict[str, Any]:
+    """ACC and ASR after a round, and with several triggers the ASR of each: the curves of Figures 3 and 4."""
+    figures: dict[str, Any] = {"acc": scores.acc, "asr": scores.asr, "images": scores.clean_count}
+    if len(scores.per_trigger) > 1:
+        figures["asr_by_trigger"] = {name: asr for name, asr, _, _ in scores.per_trigger}
+    return cast(dict[str, Any], jsonable(figures))
+
+
 def _training_data(cell: Cell, prepared: Prepared, passes: PassCounter) -> dict[str, Any]:
     def untrained() -> nn.Module:
         model = new_model(cell, prepared.data)
@@ -332,9 +348,10 @@ def _clean_set(cell: Cell, prepared: Prepared, device: torch.device) -> Labelled
 
 
 def _defense_seed(cell: Cell) -> int:
-    """Data set, attack, defense and repetition: cells that differ in another axis share their random numbers."""
+    """Data set, attack, defense, repetition and run: cells that differ in another axis share their random numbers."""
     attack = content_hash(cell.model_dump(mode="json", include={"attack", "target", "victim"}))
-    return derive_seed("defense", cell.dataset, attack, cell.defense["name"], cell.seed)
+    run = () if cell.run is None else (cell.run,)
+    return derive_seed("defense", cell.dataset, attack, cell.defense["name"], cell.seed, *run)
 
 
 def _is_all_to_all(cell: Cell) -> bool:

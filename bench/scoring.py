@@ -42,7 +42,7 @@ class Outcomes:
 
     ``correct``: (N,) its clean version is given the true label. For each of T triggers, (T, N): ``counted``, its
     true label is not the target; ``hit``, its triggered version is given the target; ``restored``, its triggered
-    version is given the true label. ``hit`` and ``restored`` are False where ``counted`` is.
+    version is given the true label. ``hit`` and ``restored`` are False where ``counted`` is. A clean model has T = 0.
     """
 
     correct: Flags
@@ -65,16 +65,17 @@ class Outcomes:
         """The inverse of ``pack``; raises ``ValueError`` or ``KeyError`` for anything else."""
         rows, count = (int(one) for one in packed["shape"])
         bits = np.frombuffer(base64.b64decode(packed["bits"], validate=True), dtype=np.uint8)
-        if rows < 4 or rows % 3 != 1 or count < 1 or len(bits) != (rows * count + 7) // 8:
+        if rows < 1 or rows % 3 != 1 or count < 1 or len(bits) != (rows * count + 7) // 8:
             raise ValueError(f"{len(bits)} bytes cannot hold the outcomes of shape {rows, count}")
         flags = np.unpackbits(bits, count=rows * count).reshape(rows, count).astype(np.bool_)
-        counted, hit, restored = flags[1:].reshape(3, -1, count)
+        counted, hit, restored = flags[1:].reshape(3, rows // 3, count)
         return cls(flags[0], counted, hit, restored)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Shares in [0, 1] with their intervals. With several triggers ``asr`` and ``ra`` are averages over them.
+    """Shares in [0, 1] with their intervals. With several triggers ``asr`` and ``ra`` are averages over them; without
+    any (a clean model) they are NaN.
 
     ``triggered_count`` is the number of images behind ASR and RA (several triggers: the mean of theirs; they are
     the same photographs, so the intervals do not count them twice). ``per_trigger``: (name, asr, ra, count) of each.
@@ -94,6 +95,8 @@ class Scores:
     @classmethod
     def of(cls, outcomes: Outcomes, names: Sequence[str]) -> Scores:
         """Scores of ``outcomes`` under the triggers called ``names``."""
+        if not len(outcomes.counted):
+            return cls._of_clean(outcomes)
         counts = outcomes.counted.sum(axis=1)
         asrs, ras = outcomes.hit.sum(axis=1) / counts, outcomes.restored.sum(axis=1) / counts
         acc, asr, ra = float(outcomes.correct.mean()), float(asrs.mean()), float(ras.mean())
@@ -112,6 +115,11 @@ class Scores:
             outcomes=outcomes,
         )
 
+    @classmethod
+    def _of_clean(cls, outcomes: Outcomes) -> Scores:
+        acc, count, none = float(outcomes.correct.mean()), len(outcomes.correct), float("nan")
+        return cls(acc, none, none, wilson(acc, count), (none, none), (none, none), count, 0.0, (), outcomes)
+
 
 class Estimate(NamedTuple):
     """A figure and its 95 % interval."""
@@ -121,7 +129,7 @@ class Estimate(NamedTuple):
 
 
 class Scorer:
-    """Scores models on one split's scoring set, under the triggers of one attack.
+    """Scores models on one split's scoring set, under the triggers of one attack; of a clean model the ACC alone.
 
     The images stay on ``device`` as uint8. Triggers act on float images, batch by batch, and are not rounded to
     the 256 levels: that is what the defender's input would be.
@@ -139,9 +147,10 @@ class Scorer:
         self.names = tuple(trigger.name for trigger, _ in attacks)
         labels = data.test.labels[split.scoring_indices]
         images = data.test.images[split.scoring_indices]
-        self._counted = torch.stack([mapping.is_poisonable(labels) for _, mapping in attacks])
-        for name, counted in zip(self.names, self._counted, strict=True):
-            if not bool(counted.any()):
+        counted = [mapping.is_poisonable(labels) for _, mapping in attacks]
+        self._counted = torch.stack(counted) if counted else torch.zeros(0, len(labels), dtype=torch.bool)
+        for name, one in zip(self.names, counted, strict=True):
+            if not bool(one.any()):
                 raise UserError(
                     f"cell.target: none of the {len(labels)} scoring images of {data.name!r} lies outside the target"
                     f" class of {name!r}; expected at least one, ASR counts no others"
@@ -201,13 +210,17 @@ class Scorer:
     def error_gap(self, model: nn.Module, clean: LabelledImages, scores: Scores | None = None) -> Estimate | None:
         """|error on triggered clean-set images - error on triggered test images|, over non-target images.
 
-        An error is any label but the true one. The two sets are disjoint, so the interval is Newcombe's. None if
-        some trigger has no image outside its target class in the clean set.
+        Tables 7 and 8 (Appendix A.2.3): "the absolute value of the test error subtracted by the training error after
+        conducting the defense", under the original trigger; the training set of an unlearning is the clean set. An
+        error is any label but the true one. The two sets are disjoint, so the interval is Newcombe's. None if some
+        trigger has no image outside its target class in the clean set, or there is no trigger.
 
         Args:
             clean: the defender's images, uint8 or float in [0, 1], and labels.
             scores: the model's scores by this scorer, if they are known already.
         """
+        if not self.attacks:
+            return None
         shares, counts = [], []
         images, labels = clean.images.to(self.device), clean.labels.to(self.device)
         with evaluating(model):

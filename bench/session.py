@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from bench import cluster, preflight
+from bench import cluster, dry_run, manifest, preflight, tsne_figure
 from bench.cells import Cell
 from bench.files import portable
 from bench.jobs import JobQueue
@@ -39,9 +39,12 @@ class Session:
         """The exit status."""
         plan, options = self._plan, self._options
         self._say(f"{plan.name}: {plan.combinations} combinations, {len(plan.cells)} distinct cells")
+        for part in [part for part in (plan, *plan.parts) if part.reductions]:
+            self._say(f"  reduced, {part.name}: {part.reductions}")
         left = self._left()
         if options.dry_run:
             return self._dry_run(left)
+        manifest.write(plan, self._folder)
         if not left:
             self._say(f"nothing to compute: all {len(plan.cells)} cells have their record in {self._store.path}")
             return self._end()
@@ -78,11 +81,17 @@ class Session:
 
     def _dry_run(self, left: Sequence[Cell]) -> int:
         preflight.check_names(self._plan)
-        preflight.check_data(self._plan, self._options.cache)
-        store = VictimStore(self._options.cache)
-        victims = {cell.victim_id for cell in left if not store.has(cell)}
-        self._say(f"dry run: {len(left)} cells would be computed, {len(victims)} victims trained; nothing was")
+        checked = preflight.check_data(self._plan, self._options.cache)
+        for line in dry_run.lines(self._plan, left, self._victims_to_train(left, checked), checked, self._options):
+            self._say(line)
         return 0
+
+    def _victims_to_train(self, left: Sequence[Cell], checked: preflight.Checked) -> list[Cell]:
+        """One cell for each victim that is not there yet, clean models that a trigger is to be fitted to among them."""
+        store = VictimStore(self._options.cache)
+        missing = [cell for cell in left if not store.has(cell)]
+        clean = [store.clean_model_to_train(cell, checked.shapes[cell.dataset]) for cell in missing]
+        return list({cell.victim_id: cell for cell in [*clean, *missing] if cell is not None}.values())
 
     def _compute(self, left: Sequence[Cell], checked: preflight.Checked, grant: cluster.Grant) -> int:
         from bench import engine  # imports Ray Tune
@@ -125,6 +134,7 @@ class Session:
         self._say(outcome(records))
         page = self._folder / "report.html"
         if not page.exists() or page.stat().st_mtime < self._store.path.stat().st_mtime:
+            tsne_figure.write(self._folder, self._store.read())
             page = report.build(self._folder)
         self._say(f"records: {self._store.path}")
         self._say(f"report:  {page}")

@@ -32,19 +32,31 @@ class Resources(Frozen):
         return max(1, int(self.cpu))
 
 
+class Budget(Frozen):
+    """A smaller version of a sweep: ``set``, path of a key to its value (null removes it); ``reductions``, in words."""
+
+    reductions: Annotated[str, Field(min_length=1)]
+    set: Annotated[dict[str, Any], Field(min_length=1)]
+
+
 class SweepFile(Frozen):
-    """The file's five keys; what ``cell`` and ``grid`` hold is checked cell by cell."""
+    """The file's six keys; what ``cell`` and ``grid`` hold is checked cell by cell."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     cell: dict[str, Any] = Field(default_factory=dict)
     grid: dict[str, Any] = Field(default_factory=dict)
     seeds: Annotated[int, Field(ge=1, le=100_000)] = 1
     resources: Resources = Resources()
+    budgets: dict[str, Budget] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What a sweep is to compute. ``cells`` are distinct, in the order of the grid; file paths in them are absolute."""
+    """What a sweep is to compute. ``cells`` are distinct, in the order of the grid; file paths in them are absolute.
+
+    ``parts`` are the sweeps of a file that includes others (``bench.includes``), whose cells are theirs, each once.
+    ``reductions``: what the budget it was loaded with takes away; empty without one. ``overrides`` came after it.
+    """
 
     name: str
     cells: tuple[Cell, ...]
@@ -54,6 +66,10 @@ class SweepPlan:
     source: Path
     data_root: Path
     sources: Mapping[str, str] = field(default_factory=dict)
+    budget: str | None = None
+    reductions: str = ""
+    overrides: tuple[str, ...] = ()
+    parts: tuple[SweepPlan, ...] = ()
 
     def key(self, name: str) -> str:
         """Where the sweep file sets ``name``: ``grid.NAME`` for an axis, else ``cell.NAME``. Names it in an error."""
@@ -62,25 +78,32 @@ class SweepPlan:
     @property
     def folders(self) -> tuple[Path, ...]:
         """Where the files that cells name are looked for, and what their paths in a record are relative to."""
-        return self.data_root, self.source.parent
+        return tuple(dict.fromkeys((self.data_root, self.source.parent, *(part.source.parent for part in self.parts))))
 
 
-def load(path: Path, overrides: Sequence[str], data_root: Path) -> SweepPlan:
-    """The plan of the sweep file at ``path``, each ``KEY=VALUE`` of ``overrides`` applied first.
+def load(path: Path, overrides: Sequence[str], data_root: Path, budget: str | None = None) -> SweepPlan:
+    """The plan of the sweep file at ``path``: its ``budget`` applied, then each ``KEY=VALUE`` of ``overrides``.
 
     Files that cells name (checkpoints, trigger images) are looked for as given, seen from the working directory,
-    then in the sweep file's folder, then under ``data_root``. Raises ``UserError`` naming the key, the value
-    found and what was expected.
+    then in the sweep file's folder, then under ``data_root``. A budget's name is added to the sweep's. Raises
+    ``UserError`` naming the key, the value found and what was expected.
     """
     path = path.absolute()
-    tree = yamlfile.override(yamlfile.read(path), overrides)
+    tree = yamlfile.read(path)
+    reductions = ""
+    if budget is not None:
+        tree, reductions = _reduced(tree, budget)
+    tree = yamlfile.override(tree, overrides)
     if "grid" in tree and not tree["grid"]:
         raise UserError(f"grid: found {tree['grid']!r}; expected at least one axis, or no grid at all")
     file = validated(SweepFile, tree, "")
     _check_keys(file)
     sources = {part.split(".")[0]: f"grid.{axis}" for axis in file.grid for part in _parts(axis)}
     plan = SweepPlan(
-        name=file.name,
+        name=file.name if budget is None else f"{file.name}-{budget}",
+        budget=budget,
+        reductions=reductions,
+        overrides=tuple(overrides),
         cells=(),
         combinations=math.prod(len(values) for values in file.grid.values()) * file.seeds,
         axes=tuple(file.grid),
@@ -95,6 +118,21 @@ def load(path: Path, overrides: Sequence[str], data_root: Path) -> SweepPlan:
     cells = {cell.id: cell for cell in _expand(file, normaliser)}
     _check_used(file, normaliser.used)
     return replace(plan, cells=tuple(cells.values()))
+
+
+def _reduced(tree: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
+    """``tree`` with the budget called ``name`` applied, and what it says of itself."""
+    file = validated(SweepFile, tree, "")
+    if name not in file.budgets:
+        known = f"one of: {', '.join(file.budgets)}" if file.budgets else "none, the file has no budgets"
+        raise UserError(f"--budget: found {name!r}; expected {known}")
+    budget = file.budgets[name]
+    for path, value in budget.set.items():
+        where = f"budgets.{name}.set.{path}"
+        if path.split(".")[0] not in ("cell", "grid", "seeds", "resources") or not all(path.split(".")):
+            raise UserError(f"{where}: unknown key; expected the path of one in cell, grid, seeds or resources")
+        tree = yamlfile.assign(tree, path, value, f"budgets.{name}.set")
+    return tree, " ".join(budget.reductions.split())
 
 
 def _parts(axis: str) -> tuple[str, ...]:

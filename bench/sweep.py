@@ -22,6 +22,7 @@ class Options:
 
     file: Path
     overrides: tuple[str, ...]
+    budget: str | None
     data_root: Path
     out: Path
     cache: Path
@@ -51,6 +52,7 @@ def parse(argv: Sequence[str] | None) -> Options:
         "--set", action="append", default=[], metavar="PATH.TO.KEY=VALUE", dest="overrides",
         help="edit the file's tree, e.g. cell.dataset=gtsrb or 'grid.clean_size=[100,500]'; null removes a key",
     )  # fmt: skip
+    parser.add_argument("--budget", metavar="NAME", help="a smaller version that the file describes, e.g. small")
     parser.add_argument("--data-root", type=Path, help="where the data sets lie (default: $IBAU_BENCH_DATA or data)")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="results go to OUT/NAME (default: runs)")
     parser.add_argument("--cache", type=Path, help="decoded data sets and victims (default: OUT/cache)")
@@ -65,6 +67,7 @@ def parse(argv: Sequence[str] | None) -> Options:
     return Options(
         file=given.file.expanduser(),
         overrides=tuple(given.overrides),
+        budget=given.budget,
         data_root=(given.data_root or Path(os.environ.get("IBAU_BENCH_DATA") or "data")).expanduser().absolute(),
         out=out,
         cache=given.cache.expanduser().absolute() if given.cache else out / "cache",
@@ -76,9 +79,9 @@ def parse(argv: Sequence[str] | None) -> Options:
 
 
 def run(options: Options) -> int:
-    from bench import spec  # torch and the adapters take seconds to import: not for --help
+    from bench import includes  # torch and the adapters take seconds to import: not for --help
 
-    plan = spec.load(options.file, options.overrides, options.data_root)
+    plan = includes.load(options.file, options.overrides, options.data_root, options.budget)
     folder = options.out / plan.name
     if not options.dry_run:
         check_writable(folder)

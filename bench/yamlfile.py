@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,27 +107,53 @@ def _check_size(tree: Any, where: str) -> None:
 
 
 def override(tree: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """A copy of ``tree`` with each ``PATH.TO.KEY=VALUE`` applied; the value is YAML, and null removes the key.
-
-    Everything after ``grid.`` is one key, for an axis may have dots in its name (``grid.training.epochs``).
-    """
-    tree = _copy(tree)
+    """A copy of ``tree`` with each ``PATH.TO.KEY=VALUE`` applied; the value is YAML."""
     for text in assignments:
         path, equals, value = text.partition("=")
-        keys = path.strip().split(".", 1 if path.strip().startswith("grid.") else -1)
-        if not equals or not all(keys):
+        if not equals or not all(_keys(path)):
             raise UserError(f"--set: found {text!r}; expected PATH.TO.KEY=VALUE, e.g. cell.dataset=gtsrb")
-        _assign(tree, keys, parse(value, f"--set {path}"))
+        tree = assign(tree, path, parse(value, f"--set {path}"), "--set")
+    return _copy(tree)  # type: ignore[no-any-return]
+
+
+def assign(tree: dict[str, Any], path: str, value: Any, where: str) -> dict[str, Any]:
+    """A copy of ``tree`` with the key at ``path`` set; null removes it. ``where`` names the source in an error.
+
+    Everything after ``grid.`` is one key, for an axis may have dots in its name (``grid.training.epochs``). A key of
+    ``cell`` is taken out of the axes that set it, so that one value stands where there were several.
+    """
+    tree, keys = _copy(tree), _keys(path)
+    _assign(tree, keys, value, where)
+    if keys[0] == "cell" and len(keys) > 1 and value is not None and isinstance(tree.get("grid"), dict):
+        grid = dict(axis for name, rows in tree["grid"].items() for axis in _without(".".join(keys[1:]), name, rows))
+        tree = {key: item for key, item in tree.items() if key != "grid"} | ({"grid": grid} if grid else {})
     return tree
 
 
-def _assign(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+def _keys(path: str) -> list[str]:
+    return path.strip().split(".", 1 if path.strip().startswith("grid.") else -1)
+
+
+def _without(key: str, axis: Any, rows: Any) -> Iterator[tuple[Any, Any]]:
+    """The axis as it is, or less ``key``: its other columns, equal rows once; nothing where ``key`` is all of it."""
+    parts = [part.strip() for part in str(axis).split(",")]
+    if key not in parts or not isinstance(rows, list):
+        yield axis, rows
+    elif len(parts) > 1:
+        place = parts.index(key)
+        short = [row[:place] + row[place + 1 :] if isinstance(row, list) else row for row in rows]
+        if len(parts) == 2:
+            short = [row[0] if isinstance(row, list) and len(row) == 1 else row for row in short]
+        yield ", ".join(parts[:place] + parts[place + 1 :]), list({repr(row): row for row in short}.values())
+
+
+def _assign(tree: dict[str, Any], keys: Sequence[str], value: Any, where: str) -> None:
     node = tree
     for depth, key in enumerate(keys[:-1]):
         child = node.setdefault(key, {})
         if not isinstance(child, dict):
             place = ".".join(keys[: depth + 1])
-            raise UserError(f"--set {'.'.join(keys)}: {place} is {child!r}; expected a mapping to set a key of")
+            raise UserError(f"{where} {'.'.join(keys)}: {place} is {child!r}; expected a mapping to set a key of")
         node = child
     if value is None:
         node.pop(keys[-1], None)

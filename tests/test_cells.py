@@ -81,6 +81,8 @@ CHANGES: dict[str, Any] = {
     "defense": {"name": "none"},
     "time_limit": 5.0,
     "evasion_radius": 0.25,
+    "tsne_images": 50,
+    "run": 3,
     "seed": 1000,
 }
 RECORDS = sorted((Path(__file__).resolve().parents[1] / "results").glob("*/records.jsonl"))

@@ -149,3 +149,29 @@ def test_a_clean_model_that_fails_takes_along_what_waits_for_it() -> None:
     while (job := queue.next()) is not None:
         queue.finish(job, 1.0)
     assert queue.finished()
+
+
+def test_a_clean_model_with_cells_of_its_own_is_trained_once() -> None:
+    clean = cell("none", attack=None, target=None, poison_ratio=None)
+    attacked = cell("none", poison_ratio=0.1)
+    for cells in ([clean, attacked], [attacked, clean]):
+        queue = JobQueue(cells, lambda one: False, {}, lambda one: None if one.is_clean else clean)
+        assert queue.victims_left == 2
+        first = queue.next()
+        assert first is not None
+        assert (first.kind, first.victim) == ("victim", clean.victim_id)
+        assert queue.next() is None
+        queue.finish(first, 1.0)
+        jobs = [queue.next(), queue.next()]
+        assert [(job.kind, job.victim) for job in jobs if job] == [
+            ("victim", attacked.victim_id),
+            ("cell", clean.victim_id),
+        ]
+        for job in jobs:
+            assert job is not None
+            queue.finish(job, 1.0)
+        last = queue.next()
+        assert last is not None
+        queue.finish(last, 1.0)
+        assert queue.finished()
+        assert queue.victims_left == 0

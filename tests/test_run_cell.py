@@ -118,6 +118,71 @@ def _cell(do: str = "nothing", **changes: Any) -> Cell:
     return Cell.model_validate(tree)
 
 
+def _clean_cell(do: str = "nothing", **changes: Any) -> Cell:
+    return _cell(do, attack=None, target=None, poison_ratio=None, **changes)
+
+
+def test_a_clean_model_has_an_acc_and_no_asr(runner: CellRunner) -> None:
+    record = runner.run(_clean_cell("round", min_asr=0.9))
+    assert (record.status, record.reason) == ("ok", None)
+    assert Record.model_validate_json(record.line()) == record
+    assert record.victim is not None
+    assert record.acc is not None
+    assert record.acc == record.victim.acc
+    assert record.acc_interval is not None
+    for name in ("asr", "asr_interval", "ra", "ra_interval", "der", "der_interval", "error_gap", "seconds_to_effect"):
+        assert getattr(record, name) is None, name
+    assert (record.triggers, record.victim.asr, record.victim.ra, record.victim.triggers) == ((), None, None, ())
+    assert [one["asr"] for one in record.rounds] == [None, None]
+    assert record.rounds[0]["acc"] == record.acc
+    again = CellRunner(runner._data_root, runner._cache_dir, CPU, Commit("c0ffee", False)).run(_clean_cell("round"))
+    assert again.acc == record.acc  # its outcomes are kept, and read again
+
+
+def test_a_clean_models_acc_is_that_of_its_predictions(runner: CellRunner) -> None:
+    found = runner.prepare(_clean_cell())
+    images, labels = found.scorer.images.float() / 255, found.scorer.labels
+    with torch.no_grad():
+        share = (found.victim.model(images).argmax(1) == labels).float().mean()
+    assert found.before.acc == pytest.approx(float(share))
+
+
+def test_a_clean_model_can_be_retrained_by_a_defense_that_wants_its_data(runner: CellRunner) -> None:
+    record = runner.run(_clean_cell(defense={"name": "retraining", "do": "nothing"}))
+    assert (record.status, record.asr) == ("ok", None)
+    context = Scripted.seen[-1][1]
+    assert isinstance(context, TrainingContext)
+    assert torch.equal(context.training_data.labels, runner.prepare(_clean_cell()).data.train.labels)
+
+
+def test_runs_differ_in_the_defenses_seed_and_in_nothing_else(runner: CellRunner) -> None:
+    for run in (None, 1, 2):
+        assert runner.run(_cell(run=run)).status == "ok"
+    (first, second, third) = Scripted.seen
+    assert len({context.seed for _, context in Scripted.seen}) == 3
+    assert torch.equal(first[0].images, second[0].images)
+    assert torch.equal(first[0].images, third[0].images)
+
+
+def test_rounds_hold_the_asr_of_each_of_several_triggers(runner: CellRunner) -> None:
+    several = ({"attack": "badnets", "target": 1}, {"attack": "blend", "target": 2})
+    record = runner.run(_cell("round", attack=several, target=None, mix="united"))
+    assert record.status == "ok", record.reason
+    expected = {one.trigger: one.asr for one in record.triggers}
+    assert set(expected) == {"badnets", "blend"}
+    assert [one["asr_by_trigger"] for one in record.rounds] == [expected, expected]
+    assert "asr_by_trigger" not in runner.run(_cell("round")).rounds[0]
+
+
+def test_layouts_are_in_the_record_on_request(runner: CellRunner) -> None:
+    record = runner.run(_cell("poison", tsne_images=12))
+    assert record.tsne is not None
+    assert record.tsne.triggered.count(0) == 12
+    assert record.tsne.triggered.count(1) == sum(label != 1 for label in record.tsne.labels[:12])
+    assert record.tsne.before == record.tsne.after  # the network's only layer: its input is the image itself
+    assert runner.run(_cell("poison")).tsne is None
+
+
 def test_a_record_is_complete_and_valid(runner: CellRunner) -> None:
     record = runner.run(_cell("round"))
     assert Record.model_validate_json(record.line()) == record

@@ -178,6 +178,43 @@ def test_clean_label(folder: Path) -> None:
         _load(folder, tree)
 
 
+def test_a_clean_model_has_no_attack_and_nothing_that_only_an_attack_has(folder: Path) -> None:
+    rows = {"attack, target, poison_ratio": [["none", None, None], ["badnets", 1, 0.1]], "defense": ["none", "ibau"]}
+    tree = tiny_sweep.tree(grid=rows)
+    for key in ("attack", "target"):
+        del tree["cell"][key]
+    cells = _load(folder, tree).cells
+    clean = [cell for cell in cells if cell.is_clean]
+    assert len(cells) == 4
+    assert [cell.defense["name"] for cell in clean] == ["none", "ibau"]
+    for cell in clean:
+        assert (cell.attack, cell.target, cell.poison_ratio, cell.min_asr) == (None, None, None, 0.9)
+        assert cell.training is not None
+    assert [cell.clean_size for cell in clean] == [None, 9]  # without a defense nothing is taken on the clean set
+    assert len({cell.victim_id for cell in clean}) == 1
+    tree["grid"] = {"defense": ["none"]}
+    tree["cell"] |= {"attack": "none"}
+    with pytest.raises(UserError, match=r"cell\.min_asr: unused key"):
+        _load(folder, tree)
+    del tree["cell"]["min_asr"], tree["cell"]["clean_size"]
+    assert _load(folder, tree).cells == (clean[0],)
+    tree["cell"]["target"] = 3
+    with pytest.raises(UserError, match=r"cell\.target: unused key"):
+        _load(folder, tree)
+
+
+def test_runs_share_their_victim_and_the_first_needs_no_number(folder: Path) -> None:
+    grid = {"poison_ratio": [0.1], "defense": ["ibau"]}
+    plain = _load(folder, tiny_sweep.tree(grid=grid)).cells
+    cells = _load(folder, tiny_sweep.tree(grid={**grid, "run": [0, 1, 2]})).cells
+    assert cells[0] == plain[0]
+    assert [cell.run for cell in cells] == [None, 1, 2]
+    assert len({cell.victim_id for cell in cells}) == 1
+    for wrong in (-1, 0.5, "one", True, False):
+        with pytest.raises(UserError, match=r"grid\.run: found"):
+            _load(folder, tiny_sweep.tree(grid={**grid, "run": [wrong]}))
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in SWEEPS.glob("*.yaml")))
 def test_every_sweep_file_is_plain_yaml_with_known_keys(name: str) -> None:
     tree = yamlfile.read(SWEEPS / name)

@@ -1,0 +1,77 @@
+"""What a sweep would do: its files, its victims with their cells, and roughly how long they will take."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.cells import Cell
+from bench.estimate import Estimate, Pace, earlier
+from bench.jobs import Job
+from bench.preflight import Checked
+from bench.progress import describe, duration
+from bench.spec import SweepPlan
+
+if TYPE_CHECKING:
+    from bench.sweep import Options
+
+COMMITTED = Path(__file__).resolve().parents[1] / "results"
+"""Records of a checkout, besides those under ``--out``."""
+
+
+def lines(
+    plan: SweepPlan, left: Sequence[Cell], victims: Sequence[Cell], checked: Checked, options: Options
+) -> Iterator[str]:
+    """The lines of ``--dry-run``: ``left`` are the cells without a record, ``victims`` those still to be trained."""
+    records = earlier(dict.fromkeys((options.out, COMMITTED)))
+    pace = Pace(records, checked)
+    if plan.parts:
+        yield from _parts(plan, left)
+    yield from _victims(left, victims, pace)
+    yield f"dry run: {len(left)} cells would be computed, {len(victims)} victims trained; nothing was"
+    yield _estimate(pace.total(left, victims), len(records), _workers(plan, options))
+
+
+def _parts(plan: SweepPlan, left: Sequence[Cell]) -> Iterator[str]:
+    """One line a file: how many cells it has, and how many of them no file before it has."""
+    todo, seen = {cell.id for cell in left}, set[str]()
+    for part in plan.parts:
+        ids = {cell.id for cell in part.cells}
+        new = ids - seen
+        seen |= ids
+        victims = len({cell.victim_id for cell in part.cells})
+        counts = f"{len(ids)} cells on {victims} victims, {len(ids) - len(new)} of them in a file above"
+        yield f"  {part.name}: {counts}, {len(new & todo)} more to compute"
+
+
+def _victims(left: Sequence[Cell], missing: Sequence[Cell], pace: Pace) -> Iterator[str]:
+    """One line a victim: whether it is to be trained, and the defenses that are to run on it."""
+    named = {cell.victim_id: cell for cell in (*missing, *left)}
+    untrained = {cell.victim_id for cell in missing}
+    for name, cell in named.items():
+        own = [one for one in left if one.victim_id == name]
+        runs = Counter(str(one.defense["name"]) for one in own)
+        listed = ", ".join(f"{defense} × {count}" if count > 1 else defense for defense, count in runs.items())
+        about = pace.total(own, [cell] if name in untrained else [])
+        state = "to train" if name in untrained else "at hand"
+        told = f", about {duration(about.seconds)}" if not about.unknown else ""
+        yield f"  {describe(Job('victim', cell, name, name))} ({state}{told}): {listed or 'a trigger is fitted to it'}"
+
+
+def _estimate(total: Estimate, records: int, workers: int) -> str:
+    if not total.seconds:
+        return "no estimate: no record of such cells under --out or in results/"
+    rest = f"; {total.unknown} jobs of a kind that no record tells of are left out" if total.unknown else ""
+    return (
+        f"estimate: {duration(total.seconds / workers)} on {workers} worker(s), from {records} earlier records,"
+        f" whatever machine they come from{rest}"
+    )
+
+
+def _workers(plan: SweepPlan, options: Options) -> int:
+    """How many cells fit on this machine's CPUs at once."""
+    fit = max(1, int((os.cpu_count() or 1) // plan.resources.cpu))
+    return min(fit, options.max_concurrent or fit)

@@ -1,0 +1,108 @@
+"""How long a sweep will take, from what records of earlier runs took: for planning, not for comparing anything."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from adapters import defenses
+from adapters.errors import UserError
+from bench.cells import Cell, content_hash
+from bench.preflight import Checked
+from bench.records import Record, RecordStore
+
+FORWARD_SHARE = 1 / 3
+"""Of the work of a training step on one image that scoring does: its forward pass."""
+
+
+class Estimate(NamedTuple):
+    """Seconds of one worker; ``unknown``: how many cells and victims no record says anything of."""
+
+    seconds: float
+    unknown: int
+
+
+class Pace:
+    """Seconds for a unit of work, as records tell them. The unit is a multiplication of the network's forward pass.
+
+    A record of the same defense with the same settings counts before one of other settings; of several, the median
+    does. A defense's work is taken to grow with its images (the clean set, or the training data where it gets them)
+    and with the network's weight: right for passes over a set, too much for a search of a fixed number of steps.
+    """
+
+    def __init__(self, records: Iterable[Record], checked: Checked) -> None:
+        self._checked = checked
+        self._defense: dict[str, list[float]] = defaultdict(list)
+        self._rounds: dict[str, list[float]] = defaultdict(list)
+        training: dict[str, float] = {}
+        for record in records:
+            cell = record.cell
+            if record.victim is None or (cell.dataset, cell.model) not in checked.weights:
+                continue
+            if record.victim.seconds and cell.training:
+                training[record.victim.id] = record.victim.seconds / self._training(cell)
+            if record.seconds is not None:
+                for key in self._keys(cell):
+                    self._defense[key].append(record.seconds / self._images(cell))
+                    self._rounds[key].append(len(record.rounds))
+        self._train = statistics.median(training.values()) if training else None
+
+    def victim(self, cell: Cell) -> float | None:
+        """Seconds to train the victim of ``cell``; 0 for one from a checkpoint, None where no record tells."""
+        if cell.training is None:
+            return 0.0
+        return None if self._train is None else self._train * self._training(cell)
+
+    def cell(self, cell: Cell) -> float | None:
+        """Seconds to defend and to score, round by round; None where no record tells of the defense.
+
+        Scoring is timed by the training of victims, and left out where no record tells of that.
+        """
+        key = next((key for key in self._keys(cell) if key in self._defense), None)
+        if key is None:
+            return None
+        scored = self._checked.sizes[cell.dataset][1] * (1 + len(cell.targets)) * self._weight(cell)
+        scoring = FORWARD_SHARE * (self._train or 0.0) * scored * (1 + statistics.median(self._rounds[key]))
+        return statistics.median(self._defense[key]) * self._images(cell) + scoring
+
+    def total(self, cells: Sequence[Cell], victims: Sequence[Cell]) -> Estimate:
+        """Of training ``victims`` and running ``cells``."""
+        found = [*map(self.victim, victims), *map(self.cell, cells)]
+        known = [one for one in found if one is not None]
+        return Estimate(sum(known), len(found) - len(known))
+
+    def _keys(self, cell: Cell) -> tuple[str, str, str]:
+        """From the closest to the loosest sense in which two cells' defenses are the same."""
+        name, settings = str(cell.defense["name"]), content_hash(cell.defense)
+        return f"{settings} {cell.dataset} {cell.model} {cell.clean_size}", settings, name
+
+    def _training(self, cell: Cell) -> float:
+        assert cell.training is not None
+        copies = len(cell.targets) if cell.mix == "united" else 1
+        return self._weight(cell) * self._checked.sizes[cell.dataset][0] * copies * cell.training.epochs
+
+    def _images(self, cell: Cell) -> float:
+        training = cell.defense["name"] in defenses.DEFENSES and _gets_training_data(cell)
+        count = self._checked.sizes[cell.dataset][0] if training else cell.clean_size or 1
+        return self._weight(cell) * count
+
+    def _weight(self, cell: Cell) -> float:
+        return self._checked.weights[cell.dataset, cell.model]
+
+
+def _gets_training_data(cell: Cell) -> bool:
+    return defenses.DEFENSES[cell.defense["name"]].needs_training_data
+
+
+def earlier(folders: Iterable[Path]) -> list[Record]:
+    """The records of every results folder directly under ``folders``; one that cannot be read is passed over."""
+    found: dict[str, Record] = {}
+    for path in sorted(path for folder in folders for path in folder.glob("*/records.jsonl")):
+        try:
+            found |= {record.id: record for record in RecordStore(path.parent).read()}
+        except UserError:
+            continue
+    return list(found.values())

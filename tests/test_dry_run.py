@@ -1,0 +1,120 @@
+"""What a dry run tells, and how an estimate follows from records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_sweep
+from fake_cells import cell, record
+
+from bench import dry_run, estimate, sweep
+from bench.estimate import Pace
+from bench.preflight import Checked
+from bench.records import Record, RecordStore, VictimFigures
+
+CHECKED = Checked(
+    {}, {"digits": (3, 32, 32)}, {("digits", "simplified_vgg"): 10.0, ("digits", "wide"): 40.0}, {"digits": (900, 400)}
+)
+
+
+def _record(name: str, /, seconds: float, victim: float | None = 27.0, rounds: int = 0, **changes: Any) -> Record:
+    made = record(name, **changes)
+    figures = VictimFigures(id=made.cell.victim_id, acc=0.9, asr=0.9, ra=0.1, seconds=victim)
+    return made.model_copy(update={"seconds": seconds, "victim": figures, "rounds": ({},) * rounds})
+
+
+def test_training_grows_with_network_epochs_and_copies() -> None:
+    pace = Pace([_record("none", 0.0)], CHECKED)  # 900 images of weight 10, three epochs: 27,000 units in 27 s
+    assert pace.victim(cell("none")) == pytest.approx(27)
+    assert pace.victim(cell("none", model="wide", training={"epochs": 6})) == pytest.approx(27 * 4 * 2)
+    two = ({"attack": "badnets", "target": 1}, {"attack": "blend", "target": 2})
+    united = cell("none", attack=two, target=None, mix="united")
+    assert pace.victim(united) == pytest.approx(54)
+    checkpoint = {"checkpoint": "x", "trigger": "badnets", "target": 1, "digest": "1"}
+    brought = cell("none", victim=checkpoint, attack=None, target=None, poison_ratio=None, training=None)
+    assert pace.victim(brought) == 0
+
+
+def test_a_defense_grows_with_its_images_and_scoring_with_its_rounds() -> None:
+    records = [_record("ibau", 30.0, rounds=2), _record("dp_sgd", 90.0)]
+    pace = Pace(records, CHECKED)
+    scoring = 400 * 2 * 10 / 1000 / 3  # images, clean and triggered, units, units a second, the forward share
+    assert pace.cell(cell("ibau")) == pytest.approx(30 + 3 * scoring)
+    assert pace.cell(cell("ibau", clean_size=50)) == pytest.approx(10 + 3 * scoring)
+    assert pace.cell(cell("ibau", model="wide")) == pytest.approx(4 * (30 + 3 * scoring))
+    assert pace.cell(cell("dp_sgd", clean_size=1)) == pytest.approx(90 + scoring)  # it works on the training data
+    assert pace.cell(cell("nad")) is None
+    found = pace.total([cell("ibau"), cell("nad")], [cell("none")])
+    assert found == (pytest.approx(57 + 3 * scoring), 1)
+
+
+def test_the_closest_record_counts() -> None:
+    other = {"name": "ibau", "rounds": 9}
+    records = [_record("ibau", 30.0), _record("ibau", 300.0, defense=other), _record("ibau", 2.0, clean_size=15)]
+    pace = Pace(records, CHECKED)
+    base = Pace([_record("none", 0.0)], CHECKED)
+    assert base.cell(cell("ibau")) is None
+    small, same, settings = (pace.cell(cell("ibau", **one)) for one in ({"clean_size": 15}, {}, {"defense": other}))
+    assert small is not None
+    assert same is not None
+    assert settings is not None
+    assert (small - 2, same - 30) == (pytest.approx(same - 30), pytest.approx(small - 2))
+    assert settings == pytest.approx(same + 270)
+
+
+def test_nothing_known_is_said_to_be_so() -> None:
+    assert Pace([], CHECKED).total([cell("ibau")], [cell("none")]) == (0, 2)
+    assert Pace([_record("ibau", 30.0, dataset="elsewhere")], CHECKED).total([cell("ibau")], []) == (0, 1)
+
+
+def test_records_of_every_folder_are_found_and_unreadable_ones_passed_over(tmp_path: Path) -> None:
+    RecordStore(tmp_path / "one").append(record("none"))
+    RecordStore(tmp_path / "two").append(record("ibau"))
+    (tmp_path / "three").mkdir()
+    (tmp_path / "three" / "records.jsonl").write_text('{"schema": 99}\n')
+    assert {one.id for one in estimate.earlier([tmp_path])} == {record("none").id, record("ibau").id}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    tiny_sweep.write_images(tmp_path / "data")
+    tiny_sweep.write(tmp_path, tiny_sweep.tree(name="one"), "one.yaml")
+    grid = {"poison_ratio": [0.3, 0.5], "defense": ["none"]}
+    tiny_sweep.write(tmp_path, tiny_sweep.tree(name="two", grid=grid), "two.yaml")
+    tiny_sweep.write(tmp_path, {"name": "all", "include": ["one.yaml", "two.yaml"]}, "all.yaml")
+    monkeypatch.setattr(dry_run, "COMMITTED", tmp_path / "committed")
+    return tmp_path
+
+
+def _dry_run(place: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    arguments = [str(place / "all.yaml"), "--data-root", str(place / "data"), "--out", str(place / "runs"), "--dry-run"]
+    assert sweep.main([*arguments, "--cache", str(place / "cache"), "--max-concurrent", "1"]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_dry_run_lists_files_victims_and_cells(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = _dry_run(place, capsys)
+    assert lines[0] == "all: 10 combinations, 7 distinct cells"
+    assert "  one: 6 cells on 2 victims, 0 of them in a file above, 6 more to compute" in lines
+    assert "  two: 2 cells on 2 victims, 1 of them in a file above, 1 more to compute" in lines
+    victims = [line for line in lines if line.startswith("  victim: ")]
+    assert len(victims) == 3
+    assert victims[0].endswith("badnets → 1, poison 0.1, seed 0 (to train): none, ibau × 2")
+    assert lines[-2] == "dry run: 7 cells would be computed, 3 victims trained; nothing was"
+    assert lines[-1] == "no estimate: no record of such cells under --out or in results/"
+    assert not (place / "runs").exists()
+
+
+def test_a_dry_run_estimates_from_records(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from bench import includes
+
+    done = includes.load(place / "one.yaml", (), place / "data").cells[0]
+    figures = VictimFigures(id=done.victim_id, acc=0.9, asr=0.9, ra=0.1, seconds=60.0)
+    store = RecordStore(place / "runs" / "earlier")
+    store.append(Record(id=done.id, cell=done, status="ok", victim=figures, seconds=1.0))
+    lines = _dry_run(place, capsys)
+    assert lines[-1].startswith("estimate: 3:"), lines[-1]  # three victims at 60 s, and a little scoring
+    assert "on 1 worker(s), from 1 earlier records" in lines[-1]
+    assert lines[-1].endswith("; 4 jobs of a kind that no record tells of are left out")
