@@ -33,7 +33,7 @@ def two_clouds(count: int, seed: int, size: int = 20, apart: float = 0.3) -> tup
 
 
 def unlearned(
-    images: Tensor, labels: Tensor, classes: int, setting: Setting, steps: int = 200
+    images: Tensor, labels: Tensor, classes: int, setting: Setting, steps: int = 400
 ) -> tuple[Tensor, Tensor]:
     """min over ‖θ‖ ≤ C_θ of max over ‖δ‖ ≤ C_δ of the cross-entropy: alternating projected gradient steps from zero.
 
@@ -47,11 +47,12 @@ def unlearned(
     theta = torch.zeros(classes, images.shape[1], dtype=torch.float64)
     delta = 1e-3 * torch.ones(images.shape[1], dtype=torch.float64)
     targets = torch.nn.functional.one_hot(labels, classes).double()
+    rate = 2 / float(images.square().sum(dim=1).max())  # the inverse of the loss's smoothness
     for step in range(steps + 40):
         wrong = torch.softmax((images + delta) @ theta.T, dim=1) - targets
         uphill = wrong.mean(dim=0) @ theta
         if step < steps:
-            theta = theta - setting.limit * wrong.T @ (images + delta) / len(images)
+            theta = theta - rate * wrong.T @ (images + delta) / len(images)
             theta = theta * min(1.0, setting.limit / float(size(theta)))
         delta = delta + 0.5 * setting.radius * uphill / uphill.norm().clamp(min=1e-12)
         delta = delta * min(1.0, setting.radius / float(delta.norm()))
@@ -61,7 +62,8 @@ def unlearned(
 def size(theta: Tensor) -> Tensor:
     """What ``Setting.limit`` limits; at least 10⁻³⁰⁰."""
     limited = theta[1] - theta[0] if len(theta) == 2 else theta
-    return limited.norm().clamp(min=1e-300)
+    found: Tensor = limited.norm().clamp(min=1e-300)
+    return found
 
 
 def error(theta: Tensor, delta: Tensor, images: Tensor, labels: Tensor) -> float:
