@@ -39,6 +39,11 @@ def looseness(rows: Sequence[Row], key: str = "bound") -> float:
     return float(statistics.median(row[key] / max(row["gap"], FLOOR) for row in rows))
 
 
+def _times(factor: float) -> str:
+    """Two digits: 94, or 1.8e9."""
+    return f"{factor:.0f}" if factor < 100 else f"{factor:.1e}".replace("e+0", "e").replace("e+", "e")
+
+
 def _network_curves(rows: Sequence[Row]) -> list[tuple[str, str, Sequence[Row], Any]]:
     return [
         ("measured gap", "gap", rows, _GAP),
@@ -61,8 +66,8 @@ def _drawn(title: str, across: str, key: str, curves: Sequence[tuple[str, str, S
         axes.plot(here, middle, color=colour, marker=marker, ms=4, ls=dashes, lw=1.4, label=label)
         if column != "gap":
             axes.annotate(
-                f"× {looseness(rows, column):,.0f}", (here[-1], middle[-1]), xytext=(0, 5), textcoords="offset points",
-                ha="right", color=colour,
+                f"× {_times(looseness(rows, column))}", (here[0], middle[0]), xytext=(0, 9),
+                textcoords="offset points", color=colour,
             )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -74,8 +79,10 @@ def _drawn(title: str, across: str, key: str, curves: Sequence[tuple[str, str, S
     axes.set_yticks([10.0**p for p in powers], [f"{10.0 ** (p + 2):g} %" if p < 1 else f"1e{p + 2} %" for p in powers])
     axes.set_yticks([], minor=True)
     axes.set_ylim(FLOOR / 2, 12 * top)
-    axes.annotate("above this line a bound says nothing", (places[0], 1), xytext=(0, -9),
-                  textcoords="offset points", color=style.MUTED, fontsize=7.5)  # fmt: skip
+    axes.annotate(
+        "above this line a bound says nothing", (places[-1], 1), xytext=(0, 3), textcoords="offset points",
+        ha="right", color=style.MUTED, fontsize=7.5,
+    )  # fmt: skip
     axes.set_xlabel(across)
     style.legend(axes, labels)
     return axes.figure
