@@ -40,15 +40,15 @@ CONTRACT = [
 
 
 @pytest.fixture
-def documented(monkeypatch: pytest.MonkeyPatch) -> Iterator[Defense]:
+def documented(monkeypatch: pytest.MonkeyPatch) -> Defense:
     """The defense of ``docs/adding_a_defense.md``, registered."""
     (code,) = [code for _, title, code in blocks("adding_a_defense.md") if title]
     module = types.ModuleType("documented_defense")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # pydantic reads the annotations there
     exec(compile(code, "docs/adding_a_defense.md", "exec"), module.__dict__)
-    kind = module.__dict__["NoisyTuning"]
+    kind: type[Defense] = module.__dict__["NoisyTuning"]
     monkeypatch.setitem(defenses.DEFENSES, kind.name, kind)
-    yield defenses.build({"name": kind.name, "epochs": 2})
+    return defenses.build({"name": kind.name, "epochs": 2})
 
 
 @pytest.mark.parametrize("contract", CONTRACT, ids=lambda one: one.__name__)
