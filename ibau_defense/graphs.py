@@ -160,7 +160,7 @@ class Graphs:
         fixed: Sequence[Tensor] = (),
         images: Mapping[str, Images] | None = None,
     ) -> Product | None:
-        """(which, v) ↦ products[which](build(*inputs), v), ``build`` replayed once and each product as asked for.
+        """``(which, v) ↦ products[which](build(*inputs), v)``, ``build`` replayed once and each product as asked for.
 
         None where it has to be run plainly. ``like`` has the shape of every v. ``images`` are those of ``build`` and
         of each product.

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from bench.theory import FIGURES, STUDIES, draw
+from bench.theory import FIGURES, STUDIES, draw, gaps
 from bench.theory.__main__ import main
 from bench.theory.concave import exact_hypergradient, implicit_error, quadratic, unrolled_error
+from bench.theory.gap_figures import looseness
 from bench.theory.measure import SEEDS, STEPS, saved_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,9 +61,53 @@ def test_every_study_is_drawn_with_provenance_and_stands_in_the_documents(study:
     assert vector.startswith(b"<?xml")
     assert raster.startswith(b"\x89PNG")
     assert draw(study, record["rows"]) == (vector, raster)
-    assert f"figures/{study}.svg" in (ROOT / "docs" / "engine.md").read_text(encoding="utf-8")
+    documents = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("engine.md", "theory.md")]
+    assert any(f"figures/{study}.svg" in text for text in documents)
     assert (ROOT / "docs" / "figures" / f"{study}.svg").is_file()
     assert list(FIGURES) == list(STUDIES)
+
+
+def test_the_recorded_linear_gaps_are_under_the_bound_and_what_is_measured_today() -> None:
+    rows = recorded("linear_gap")["rows"]
+    assert {(row["source"], row["count"]) for row in rows} == {
+        *(("two clouds", count) for count in gaps.CLOUDS), *(("digits", count) for count in gaps.DIGITS)
+    }  # fmt: skip
+    for row in rows:
+        assert row["fresh_error"] <= row["risk"] + row["bound"]
+        assert row["gap"] == pytest.approx(abs(row["fresh_error"] - row["clean_error"]))
+    informative = {(row["source"], row["count"]) for row in rows if row["risk"] + row["bound"] < 1}
+    assert informative == {("two clouds", count) for count in gaps.CLOUDS[1:]}  # what docs/theory.md says
+    today = gaps.linear_row("two clouds", 1000, seed=3)
+    row = next(one for one in rows if (one["source"], one["count"], one["seed"]) == ("two clouds", 1000, 3))
+    assert {key: row[key] for key in today} == pytest.approx(today, abs=2e-3)  # sums of other orders flip a few images
+
+
+def test_the_recorded_network_gaps_are_what_is_measured_today() -> None:
+    over_n, over_width = (recorded(f"network_gap_{name}")["rows"] for name in ("clean", "width"))
+    assert {row["count"] for row in over_n} == set(gaps.CLEAN)
+    assert {row["width"] for row in over_width} == set(gaps.WIDTHS)
+    for row in [*over_n, *over_width]:
+        assert row["victim_error"] > 0.5 > row["fresh_error"]  # there was a backdoor, and it was unlearned
+        assert row["bound"] > 1000  # docs/theory.md: the bound says nothing
+        assert row["printed"] > row["bound"]
+    today = gaps.network_row(gaps.WIDTHS[0], gaps.FEW, seed=2)
+    row = next(one for one in over_width if (one["width"], one["seed"]) == (gaps.WIDTHS[0], 2))
+    assert {key: row[key] for key in ("clean_error", "fresh_error")} == pytest.approx(
+        {key: today[key] for key in ("clean_error", "fresh_error")}, abs=0.02
+    )
+    assert row["bound"] == pytest.approx(today["bound"], rel=0.05)
+
+
+def test_one_study_alone_is_drawn_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--results", str(ROOT / "results" / "theory"), "--figures", str(tmp_path), "--only", "linear_gap"]
+    assert main(arguments) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["linear_gap.png", "linear_gap.svg"]
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_looseness_is_the_median_factor() -> None:
+    rows = [{"gap": 0.1, "bound": 0.2}, {"gap": 0.0, "bound": 1.0}, {"gap": 0.5, "bound": 2.0}]
+    assert looseness(rows) == 4
 
 
 def test_without_a_record_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The paper's theory measured: Theorem 1 and Appendix A.3.1, as records and as the plots of ``docs/engine.md``."""
+"""The paper's theory measured: Theorems 1 to 3 and Appendix A.3.1, as records and as plots of the documents."""
 
 from bench.theory.figures import FIGURES, draw
 from bench.theory.measure import STUDIES

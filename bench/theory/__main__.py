@@ -1,4 +1,4 @@
-"""``python -m bench.theory [--measure]``: draw the plots of ``docs/engine.md`` from the committed records."""
+"""``python -m bench.theory [--measure] [--only STUDY]``: draw the theory's plots from the committed records."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--measure", action="store_true", help="measure anew before drawing")
     parser.add_argument("--results", type=Path, default=Path("results/theory"), help="default: %(default)s")
     parser.add_argument("--figures", type=Path, default=Path("docs/figures"), help="default: %(default)s")
+    parser.add_argument("--only", choices=list(STUDIES), action="append", help="may be repeated; default: all")
     given = parser.parse_args(arguments)
     given.figures.mkdir(parents=True, exist_ok=True)
-    for study in STUDIES:
+    for study in given.only or STUDIES:
         path = given.results / f"{study}.json"
         if given.measure:
             torch.set_num_threads(1)

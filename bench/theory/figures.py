@@ -1,4 +1,4 @@
-"""The plots of ``docs/engine.md``, drawn from records."""
+"""The plots of ``docs/engine.md`` and ``docs/theory.md``, drawn from records."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.report import style
+from bench.theory import gap_figures
 
 Row = dict[str, Any]
 _LOOKS = {
@@ -93,4 +94,7 @@ def _saved_bytes(rows: Sequence[Row]) -> Any:
 FIGURES: dict[str, Callable[[Sequence[Row]], Any]] = {
     "hypergradient_error": _hypergradient_error,
     "saved_bytes": _saved_bytes,
+    "linear_gap": gap_figures.linear_gap,
+    "network_gap_clean": gap_figures.network_gap_clean,
+    "network_gap_width": gap_figures.network_gap_width,
 }

@@ -1,4 +1,4 @@
-"""The two studies: rows of numbers, and with them where they come from."""
+"""The studies: rows of numbers, and with them where they come from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adapters import models
 from bench.provenance import commit, provenance
+from bench.theory import gaps
 from bench.theory.concave import exact_hypergradient, implicit_error, quadratic, unrolled_error
 from ibau_defense import Ascent, L2Ball, Network, Response, UniversalLoss, ascend, response_product, value_and_gradients
 from ibau_defense.saved import most_saved
@@ -97,6 +98,9 @@ def unroll(loss: UniversalLoss, inner_steps: int) -> None:
 STUDIES: dict[str, Callable[[], list[Row]]] = {
     "hypergradient_error": hypergradient_error,
     "saved_bytes": saved_bytes,
+    "linear_gap": gaps.linear_gap,
+    "network_gap_clean": gaps.network_gap_clean,
+    "network_gap_width": gaps.network_gap_width,
 }
 
 

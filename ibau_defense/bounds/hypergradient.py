@@ -1,4 +1,12 @@
-"""The paper's theory, as numbers: Theorem 1, how far Algorithm 1's hypergradient can be from the exact one."""
+"""Theorem 1, equation (4): how far Algorithm 1's hypergradient can be from the exact one.
+
+    ‖∇ψ̃(θ) − ∇ψ(θ)‖ ≤ (c₁ + c₂ (1 − qᵗ)/(1 − q)) ρ(t) + c₃ qᵗ
+
+The statement and its proof in Appendix A.1 differ in four places; the proof, Grazzi et al. (2020), was followed.
+The statement calls H(·, θ) strongly *convex* and maximises it: read −H. It compares with ∇ψ, the gradient at an
+arbitrary suboptimal δ(θ), where Lemma 1 has ∇ψ*, at the stationary point: the latter. Equation (8) has the sign of
+∇²₁H that belongs to a minimisation. And one t counts both the ascent's steps and the solver's: see ``bound``.
+"""
 
 from __future__ import annotations
 
