@@ -156,9 +156,7 @@ def test_a_deadline_in_the_past_stops_the_work(defense: Defense) -> None:
     assert result.reason is not None
 
 
-def test_time_that_runs_out_midway_ends_the_work_at_once(
-    defense: Defense, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_time_that_runs_out_midway_ends_the_work_at_once(defense: Defense, monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes back is what there was: a finite classifier, and the rounds up to there."""
     enough, asked, rounds = 5, 0, []
 
@@ -195,7 +193,7 @@ def test_a_defense_works_where_the_context_says(defense: Defense) -> None:
 
 @pytest.mark.parametrize("path", sorted(Path(defenses.__file__).parent.glob("*.py")), ids=lambda path: path.name)
 def test_no_defense_moves_anything_to_a_device_of_its_own_choice(path: Path) -> None:
-    """Tensors are drawn on the CPU, so that a seed means the same everywhere, and go where the context or the data are."""
+    """Tensors are drawn on the CPU, so that a seed means the same everywhere, and go where context or data are."""
     calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
     named = [
         ast.unparse(call)
@@ -211,7 +209,7 @@ def test_no_defense_moves_anything_to_a_device_of_its_own_choice(path: Path) -> 
 
 
 def _names_an_accelerator(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.split(":")[0] in ("cuda", "mps")
+    return isinstance(node, ast.Constant) and str(node.value).split(":")[0] in ("cuda", "mps")
 
 
 def test_rounds_are_reported_with_a_model_in_evaluation_mode(defense: Defense) -> None:

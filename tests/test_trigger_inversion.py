@@ -97,7 +97,8 @@ def test_a_network_without_a_backdoor_is_returned_as_it_is() -> None:
 
 def test_outliers_can_be_looked_for_among_the_logarithms_of_norms() -> None:
     settings: Any = {"steps": 20, "batches_per_step": 4, "precision": "float32", "unlearning_epochs": 1}
-    plain, logs = (NeuralCleanse(log_norms=on, **settings).run(Backdoored(), clean(), context()) for on in (False, True))
+    both = [NeuralCleanse(log_norms=logs, **settings) for logs in (False, True)]
+    plain, logs = (one.run(Backdoored(), clean(), context()) for one in both)
     assert plain.details["norms"] == plain.details["scores"] == logs.details["norms"]
     np.testing.assert_allclose(logs.details["scores"], np.log(plain.details["norms"]), atol=1e-5)
     assert TARGET in logs.details["flagged"]
