@@ -158,7 +158,7 @@ def test_a_deadline_in_the_past_stops_the_work(defense: Defense) -> None:
 
 def test_time_that_runs_out_midway_ends_the_work_at_once(defense: Defense, monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes back is what there was: a finite classifier, and the rounds up to there."""
-    enough, asked, rounds = 5, 0, []
+    enough, asked, rounds = 2, 0, []
 
     def out_of_time(self: DefenseContext) -> bool:
         nonlocal asked
