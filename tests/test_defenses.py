@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,11 +127,22 @@ def test_what_comes_back_is_a_finite_classifier_of_the_same_kind(defense: Defens
     assert result.model.state_dict().keys() == expected.state_dict().keys()
 
 
-def test_passes_are_counted_by_the_harness(defense: Defense) -> None:
+def test_passes_are_counted_by_the_harness(defense: Defense, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images through the network as the ledger has them, against those that its activation saw go by."""
+    seen = 0
+    forward = nn.ReLU.forward
+
+    def relu(self: nn.ReLU, features: torch.Tensor) -> torch.Tensor:
+        nonlocal seen
+        seen += len(features)
+        return forward(self, features)
+
+    monkeypatch.setattr(nn.ReLU, "forward", relu)
     counter, model = PassCounter(), tiny()
     detach = counter.attach(model)
     defense.run(model, clean(), context(defense, passes=counter))
     detach()
+    assert counter.forward == seen
     if defense.name == "none":
         assert counter.as_dict() == {"forward": 0, "backward": 0}
     else:
@@ -143,6 +156,62 @@ def test_a_deadline_in_the_past_stops_the_work(defense: Defense) -> None:
     result = defense.run(tiny(), clean(), context(defense, deadline=0.0))
     assert result.status == "timeout"
     assert result.reason is not None
+
+
+def test_time_that_runs_out_midway_ends_the_work_at_once(defense: Defense, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes back is what there was: a finite classifier, and the rounds up to there."""
+    enough, asked, rounds = 2, 0, []
+
+    def out_of_time(self: DefenseContext) -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > enough
+
+    monkeypatch.setattr(DefenseContext, "out_of_time", out_of_time)
+    given = context(defense, on_round=lambda model, info: rounds.append(info["index"]))
+    model = tiny()
+    before = weights(model)
+    result = defense.run(model, clean(), given)
+    if asked <= enough:
+        pytest.skip(f"done before it had asked for the time {enough + 1} times")
+    assert result.status == "timeout"
+    assert result.reason is not None
+    assert asked <= enough + 3
+    assert rounds == list(range(len(rounds)))
+    assert torch.equal(weights(model), before)
+    assert result.model(clean(7).images).isfinite().all()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_defense_works_where_the_context_says(defense: Defense) -> None:
+    device = torch.device("cuda")
+    data = LabelledImages(*(tensor.to(device) for tensor in clean()))
+    result = defense.run(tiny().to(device), data, context(defense, device=device))
+    assert result.status in ("ok", "diverged", "no_trigger_detected")
+    assert all(one.device.type == "cuda" for one in result.model.parameters())
+    assert result.model(data.images[:7]).isfinite().all()
+
+
+@pytest.mark.parametrize("path", sorted(Path(defenses.__file__).parent.glob("*.py")), ids=lambda path: path.name)
+def test_no_defense_moves_anything_to_a_device_of_its_own_choice(path: Path) -> None:
+    """Tensors are drawn on the CPU, so that a seed means the same everywhere, and go where context or data are."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    named = [
+        ast.unparse(call)
+        for call in calls
+        if isinstance(call.func, ast.Attribute)
+        and (
+            call.func.attr in ("cuda", "set_default_device")
+            or (call.func.attr in ("to", "device") and any(_names_an_accelerator(given) for given in call.args))
+            or any(word.arg == "device" and _names_an_accelerator(word.value) for word in call.keywords)
+        )
+    ]
+    assert named == []
+
+
+def _names_an_accelerator(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and str(node.value).split(":")[0] in ("cuda", "mps")
 
 
 def test_rounds_are_reported_with_a_model_in_evaluation_mode(defense: Defense) -> None:

@@ -34,6 +34,29 @@ def test_where_most_scores_are_equal_any_other_is_an_outlier() -> None:
     assert found.flagged == (2,)
 
 
+def test_no_norm_is_an_outlier_among_norms_that_differ_by_factors_but_its_logarithm_is() -> None:
+    # Median 60, deviations 59, 40, 30, 0, 30, 60, 100, their median 40: 0 itself would have (60 - 0) / (1.4826 * 40).
+    norms = torch.tensor([1.0, 20, 30, 60, 90, 120, 160])
+    found = low_outliers(norms, 2.0)
+    assert found.flagged == ()
+    assert found.index_of(0.0) == pytest.approx(60 / (1.4826 * 40))
+    # Logarithms to base 2 of 1/60, 1/3, 1/2, 1, 3/2, 2, 8/3: the median deviation is that of 1/2 and of 2, 1.
+    again = low_outliers(norms.log2(), 2.0)
+    assert again.flagged == (0,)
+    assert float(again.indices[0]) == pytest.approx(np.log2(60) / 1.4826, rel=1e-6)
+
+
+@given(st.lists(st.integers(0, 1000).map(float), min_size=1, max_size=43), st.floats(0.1, 4))
+def test_the_index_of_the_least_score_bounds_all_below_the_median(scores: list[float], threshold: float) -> None:
+    found = low_outliers(torch.tensor(scores), threshold)
+    bound = found.index_of(0.0)
+    low = torch.tensor(scores, dtype=torch.float64) < found.median
+    assert (found.indices[low] <= bound * (1 + 1e-12)).all()
+    assert bound > threshold or found.flagged == ()
+    for score, index in zip(scores, found.indices.tolist(), strict=True):
+        assert found.index_of(score) == pytest.approx(index)
+
+
 @given(SCORES)
 def test_indices_are_scipys(scores: list[float]) -> None:
     spread = median_abs_deviation(scores, scale=1 / 1.4826)

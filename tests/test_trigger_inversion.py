@@ -16,7 +16,7 @@ from adapters.defenses.cost_schedule import CostSchedule
 from adapters.defenses.inversion import Network, _Stream
 from adapters.defenses.masked_triggers import MaskedTriggers
 from adapters.defenses.tabor import Regularisers, cut_out, elastic_net, roughness, score
-from adapters.defenses.trigger_synthesis import stamped
+from adapters.defenses.trigger_synthesis import Synthesis, TriggerSynthesis, stamped
 from adapters.protocols import DefenseContext, LabelledImages
 
 CLASSES, TARGET, SIZE = 6, 4, 8
@@ -88,10 +88,43 @@ def test_a_network_without_a_backdoor_is_returned_as_it_is() -> None:
         model, clean(), context()
     )
     assert result.status == "no_trigger_detected"
-    assert result.reason == "no class lies below the median with an anomaly index above 3"
+    assert result.reason is not None
+    assert result.reason.startswith("no class lies below the median with an anomaly index above 3")
     assert torch.equal(result.model.linear.weight, model.linear.weight)  # type: ignore[union-attr]
     assert len(result.details["anomaly_indices"]) == CLASSES
     assert result.details["triggers"] == {}
+
+
+def test_outliers_can_be_looked_for_among_the_logarithms_of_norms() -> None:
+    settings: Any = {"steps": 20, "batches_per_step": 4, "precision": "float32", "unlearning_epochs": 1}
+    both = [NeuralCleanse(log_norms=logs, **settings) for logs in (False, True)]
+    plain, logs = (one.run(Backdoored(), clean(), context()) for one in both)
+    assert plain.details["norms"] == plain.details["scores"] == logs.details["norms"]
+    np.testing.assert_allclose(logs.details["scores"], np.log(plain.details["norms"]), atol=1e-5)
+    assert TARGET in logs.details["flagged"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "least", "ending"),
+    [
+        ([1.0, 20, 30, 60, 90, 120, 160], 0.0, "above 2; a score of 0, the least there is, would have one of 1.01"),
+        ([1.0, 20, 30, 60, 90, 120, 160], None, "above 2"),
+        ([50.0, 51, 52, 53, 54], 0.0, "above 2"),
+    ],
+)
+def test_a_class_that_could_not_be_flagged_is_told_from_one_that_was_not(
+    scores: list[float], least: float | None, ending: str
+) -> None:
+    class Scored(TriggerSynthesis):
+        name = "scored"
+
+        def synthesise(self, *given: Any) -> Synthesis:
+            return Synthesis(torch.tensor(scores), lambda images, classes: images, {}, lambda label: {}, True, least)
+
+    result = Scored().run(Backdoored(), clean(), context())
+    assert result.status == "no_trigger_detected"
+    assert result.reason is not None
+    assert result.reason.endswith(ending)
 
 
 def test_what_was_found_before_the_time_ran_out_is_told() -> None:

@@ -14,10 +14,22 @@ CONSISTENCY = 1.4826
 class Outliers(NamedTuple):
     """``indices``: (K,) float64 >= 0, |score - median| / MAD, infinite where the MAD is 0 and the score is not the
     median. ``flagged``: the classes, ascending, whose score lies below the median with an index above the threshold.
+    ``median`` and ``spread`` (1.4826 MAD): in the scores' unit.
     """
 
     indices: Tensor
     flagged: tuple[int, ...]
+    median: float
+    spread: float
+
+    def index_of(self, score: float) -> float:
+        """The index of ``score`` among these, were it one of them and changed neither their median nor their MAD.
+
+        Scores that cannot fall below some value, as norms cannot below 0, have no index above that value's: where the
+        MAD is more than 0.34 of the median, a norm of 0 has one below 2, and no class can be flagged at all.
+        """
+        deviation = abs(score - self.median)
+        return 0.0 if deviation == 0 else deviation / self.spread if self.spread > 0 else float("inf")
 
 
 def low_outliers(scores: Tensor, threshold: float) -> Outliers:
@@ -36,4 +48,4 @@ def low_outliers(scores: Tensor, threshold: float) -> Outliers:
     spread = CONSISTENCY * deviations.quantile(0.5)
     indices = torch.where(deviations == 0, 0.0, deviations / spread)
     suspects = ((values < median) & (indices > threshold)).nonzero().flatten()
-    return Outliers(indices, tuple(int(label) for label in suspects))
+    return Outliers(indices, tuple(int(label) for label in suspects), float(median), float(spread))

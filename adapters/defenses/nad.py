@@ -48,7 +48,7 @@ class Nad(Defense):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     batch_size: Annotated[int, Field(ge=2)] = 64
     betas: tuple[Annotated[float, Field(ge=0)], ...] = (500.0, 1000.0, 1000.0)
-    """Weights of the stages' attention losses, the earliest stage first."""
+    """Weights of the stages' attention losses, the earliest first: those of the authors' code since January 2022."""
     power: Annotated[float, Field(gt=0)] = 2.0
     layers: tuple[str, ...] | None = None
     """Modules whose outputs are compared, one for each of ``betas``; null: the last three stages."""

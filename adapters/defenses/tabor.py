@@ -26,7 +26,8 @@ class Tabor(MaskSearch):
     Overly large triggers (R1): elastic net of the mask and of the pattern outside it. Scattered triggers (R2): squared
     differences of neighbouring pixels, of the same two. Blocking triggers (R3): an image whose masked part is blacked
     out keeps its label. Overlaying triggers (R4): the trigger alone, on black, is of the class. R1 and R2 keep the
-    ratios of the published weights, 1e-6, 1e-5, 1e-7 and 1e-8; their common factor follows ``CostSchedule``.
+    ratios of 1e-6, 1e-5, 1e-7 and 1e-8, the weights of the paper's re-implementations; their common factor follows
+    ``CostSchedule``.
     """
 
     name: ClassVar[str] = "tabor"

@@ -22,7 +22,7 @@ class Synthesis(NamedTuple):
     """Synthesised triggers. ``scores``: (K,), low is suspicious. ``figures``: other (K,) figures for the record.
 
     ``pictures(label)``: what the trigger of a class looks like, as PNG data addresses. ``finished``: False where the
-    time ran out.
+    time ran out. ``least``: a value below which no score can fall, if there is one.
     """
 
     scores: Tensor
@@ -30,6 +30,7 @@ class Synthesis(NamedTuple):
     figures: Mapping[str, Tensor]
     pictures: Callable[[int], Mapping[str, str]]
     finished: bool
+    least: float | None = None
 
 
 class TriggerSynthesis(Defense):
@@ -64,8 +65,7 @@ class TriggerSynthesis(Defense):
             if not found.finished or context.out_of_time():
                 return DefenseResult(untouched, "timeout", "stopped while triggers were synthesised", details)
             if not outliers.flagged:
-                why = f"no class lies below the median with an anomaly index above {self.threshold:g}"
-                return DefenseResult(untouched, "no_trigger_detected", why, details)
+                return DefenseResult(untouched, "no_trigger_detected", self._why_none(found, outliers), details)
             tuned = trainable_copy(model)
             change = stamped(found.stamp, outliers.flagged, self.unlearning_share, generator)
             ending = tune(
@@ -73,6 +73,12 @@ class TriggerSynthesis(Defense):
                 info={"phase": "unlearning"},
             )  # fmt: skip
         return tuned_result(tuned, model, ending, details)
+
+    def _why_none(self, found: Synthesis, outliers: Outliers) -> str:
+        why = f"no class lies below the median with an anomaly index above {self.threshold:g}"
+        if found.least is None or (index := outliers.index_of(found.least)) > self.threshold:
+            return why
+        return f"{why}; a score of {found.least:g}, the least there is, would have one of {index:.2f}"
 
     def _tuning(self) -> Tuning:
         return Tuning(
