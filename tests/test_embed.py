@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,29 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def test_documents_are_current(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert embed(text, ROOT) == text, "run: python -m bench.report.embed README.md docs/*.md"
+
+
+def test_the_figures_of_the_documents_are_there() -> None:
+    for path in DOCUMENTS:
+        for target in re.findall(r"!\[[^]]*\]\((figures/[^)]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).read_text(encoding="utf-8").lstrip().startswith("<?xml"), target
+
+
+def test_a_plot_is_the_reports_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pyproject.toml").touch()
+    shutil.copytree(ROOT / "results" / "gtsrb_badnets", tmp_path / "results" / "mine")
+    page = tmp_path / "page.md"
+    page.write_text("<!-- plot: results/mine 1-gtsrb-acc-asr -->\n<!-- /plot -->\n")
+    assert main([str(page), "--check"]) == 1
+    assert not (tmp_path / "figures").exists()
+    assert main([str(page)]) == 0
+    assert "![gtsrb acc asr](figures/mine-1-gtsrb-acc-asr.svg)" in page.read_text()
+    assert "<svg" in (tmp_path / "figures" / "mine-1-gtsrb-acc-asr.svg").read_text()
+    assert main([str(page), "--check"]) == 0
+    page.write_text("<!-- plot: results/mine nothing -->\n<!-- /plot -->\n")
+    capsys.readouterr()
+    assert main([str(page)]) == 2
+    assert "plot: found 'nothing'; expected one of: 1-gtsrb-acc-asr" in capsys.readouterr().err
 
 
 def test_a_block_without_records_is_one_line(tmp_path: Path) -> None:

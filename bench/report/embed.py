@@ -6,7 +6,13 @@ A document holds blocks of the form
     <!-- /records -->
 
 and this command puts between the two lines the table of those records: a line for each value of the keys in
-``rows``, with the range over its records. ``--check`` writes nothing and exits with 1 where a document is stale.
+``rows``, with the range over its records. Blocks of the form
+
+    <!-- plot: results/engine 2-gtsrb-asr-spread -->
+    <!-- /plot -->
+
+get the report's figure of that name, which is written to ``figures/`` beside the document. ``--check`` writes nothing
+and exits with 1 where a document is stale; whether a figure's bytes are, it does not say: they vary with fonts.
 """
 
 from __future__ import annotations
@@ -21,8 +27,11 @@ from typing import Any
 
 from adapters.errors import UserError
 from bench.records import Record, RecordStore
+from bench.report.page import compose
+from bench.report.rows import read
 
 BLOCK = re.compile(r"(<!-- records: (?P<folder>\S+) rows: (?P<rows>\S+) -->\n).*?(<!-- /records -->)", re.DOTALL)
+PLOT = re.compile(r"(<!-- plot: (?P<folder>\S+) (?P<stem>\S+) -->\n).*?(<!-- /plot -->)", re.DOTALL)
 SCORED = ("ok", "no_trigger_detected")
 
 
@@ -52,7 +61,30 @@ def embed(text: str, root: Path) -> str:
             raise UserError(f"records: found none in {match['folder']}; expected a folder with records.jsonl")
         return match[1] + table(records, match["rows"].split(",")) + match[4]
 
-    return BLOCK.sub(fill, text)
+    return PLOT.sub(
+        lambda match: f"{match[1]}![{_caption(match)}]({_figure(match)})\n{match[4]}", BLOCK.sub(fill, text)
+    )
+
+
+def _figure(match: re.Match[str]) -> PurePosixPath:
+    """Where a plot's figure lies, seen from its document."""
+    return PurePosixPath("figures", f"{PurePosixPath(match['folder']).name}-{match['stem']}.svg")
+
+
+def _caption(match: re.Match[str]) -> str:
+    return match["stem"].lstrip("0123456789-").replace("-", " ")
+
+
+def _draw(text: str, root: Path, beside: Path) -> None:
+    """Write the figures that ``text`` asks for."""
+    for match in PLOT.finditer(text):
+        page = compose(root / match["folder"], read(root / match["folder"]), draw=True)
+        found = {one.stem: one for group in page.groups for block in group.blocks for one in block.figures}
+        if match["stem"] not in found:
+            raise UserError(f"plot: found {match['stem']!r}; expected one of: {', '.join(found)}")
+        path = beside / _figure(match)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(found[match["stem"]].svg)
 
 
 def table(records: Sequence[Record], keys: Sequence[str]) -> str:
@@ -107,11 +139,18 @@ def _value(tree: Mapping[str, Any], key: str) -> str:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     if key == "defense" and isinstance(value, Mapping):
-        recipe = value.get("recipe")
-        return f"{value['name']} ({recipe})" if recipe else str(value["name"])
+        return f"{value['name']} ({', '.join(_chosen(value))})" if value.get("recipe") else str(value["name"])
     if key.endswith("checkpoint") and value:
         return PurePosixPath(str(value)).stem
     return "–" if value is None else str(value)
+
+
+def _chosen(defense: Mapping[str, Any]) -> list[str]:
+    """The recipe, and the settings that are not the recipe's own."""
+    given = {
+        key: value for key, value in defense.items() if value is not None and key not in ("name", "recipe", "ball")
+    }
+    return [str(defense["recipe"]), *(f"{key}: {str(value).lower()}" for key, value in given.items())]
 
 
 def _update(path: Path, *, write: bool) -> bool:
@@ -122,6 +161,8 @@ def _update(path: Path, *, write: bool) -> bool:
         raise UserError(f"FILE: cannot read {path} ({error.strerror}); expected a Markdown document") from error
     root = next((one for one in path.resolve().parents if (one / "pyproject.toml").exists()), path.resolve().parent)
     fresh = embed(text, root)
+    if write:
+        _draw(text, root, path.parent)
     if fresh != text and write:
         path.write_text(fresh, encoding="utf-8")
     return fresh != text
