@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from bench import cluster, dry_run, manifest, preflight, tsne_figure
+from bench import cluster, dry_run, manifest, preflight
 from bench.cells import Cell
 from bench.files import portable
 from bench.jobs import JobQueue
@@ -134,7 +134,6 @@ class Session:
         self._say(outcome(records))
         page = self._folder / "report.html"
         if not page.exists() or page.stat().st_mtime < self._store.path.stat().st_mtime:
-            tsne_figure.write(self._folder, self._store.read())
             page = report.build(self._folder)
         self._say(f"records: {self._store.path}")
         self._say(f"report:  {page}")

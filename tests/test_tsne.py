@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from adapters import attacks
 from adapters.models import SimplifiedVGG
 from adapters.protocols import ImageTensors, LabelledImages
-from bench import tsne, tsne_figure
+from bench import tsne
 from bench.records import Record, RecordStore
+from bench.report import build
 from bench.scoring import Scorer
 from bench.splits import split_test
 
@@ -147,24 +148,10 @@ def test_an_images_own_clean_version_does_not_count() -> None:
     assert tsne.restored_share(found, labels, source, np.arange(11) >= 10) == 0.0
 
 
-def test_the_picture_is_drawn_from_the_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    layout = tsne.lay_out((Small(0), Small(1)), _scorer(1), 30, 5)
-    made = record("none").model_copy(update={"tsne": layout})
+def test_the_report_draws_the_layouts_of_a_record(tmp_path: Path) -> None:
+    made = record("none").model_copy(update={"tsne": tsne.lay_out((Small(0), Small(1)), _scorer(1), 30, 5)})
     assert Record.model_validate_json(made.line()) == made
-    store = RecordStore(tmp_path)
-    store.append(made)
-    assert tsne_figure.main([str(tmp_path)]) == 0
-    vector = tmp_path / "plots" / f"tsne_{made.id}.svg"
-    assert capsys.readouterr().out == f"{vector}\n"
-    assert vector.read_bytes() == tsne_figure.draw(layout, "none")[0]
-    assert vector.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    text = vector.read_text()
-    for part in ("before", "after none", "triggered", "clean"):
-        assert part in text
-
-
-def test_a_folder_without_layouts_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    RecordStore(tmp_path).append(record("none"))
-    assert tsne_figure.main([str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("error: RESULTS: no record of ")
-    assert not (tmp_path / "plots").exists()
+    RecordStore(tmp_path).append(made)
+    build(tmp_path, ["html"])
+    (drawn,) = (tmp_path / "plots").glob("*tsne-1.svg")
+    assert all(text in drawn.read_text() for text in ("before the defense", "after it"))
