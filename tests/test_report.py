@@ -100,6 +100,14 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
         tree = fake.cell(dataset="digits", attack=text, radius=float(place), defense={"name": f"ibau{text}"})
         found.append(fake.record(tree, reason=text, rounds=[{"acc": text, "asr": 0.5}]))
         found.append(fake.unscored(fake.cell(model=text, seed=place), text, text))
+        several = [{"attack": text, "target": text}, {"attack": {"image": text, "mode": text}, "target": 3}]
+        figures = [{"asr": 0.3, "ra": 0.2, text: text}, {"asr": text}]
+        rounds = [{"acc": 0.9, "asr": 0.2, "asr_by_trigger": {text: 0.5}}]
+        tree = fake.cell(dataset="digits", attack=several, defense={"name": "ibau", "recipe": text})
+        found.append(fake.record(tree, triggers=figures, rounds=rounds, details={text: "pictures/x.png"}))
+    (tmp_path / "hostile").mkdir()
+    parts = [{"name": text, "reductions": text, "cells": [text]} for text in HOSTILE[:-1]]
+    (tmp_path / "hostile" / "sweep.json").write_text(json.dumps({"budget": HOSTILE[0], "parts": parts}))
     path = build(fake.write(tmp_path / "hostile", found))
     raw = path.read_text()
     page = _Page(raw)

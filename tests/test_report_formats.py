@@ -8,16 +8,17 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import fake_records as fake
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.report import attachments, latex, marks, spreadsheet, sweep_files
+from bench.report import FORMATS, attachments, latex, marks, spreadsheet, sweep_files
 from bench.report.figures.series import series
 from bench.report.figures.spread import spread
 from bench.report.figures.tsne import layout
@@ -130,6 +131,30 @@ def test_pictures_of_the_folder_alone_are_shown(tmp_path: Path) -> None:
     assert page.recovered[0].address.startswith("data:image/png;base64,iVBORw0KGgo")
     assert [picture.path for picture in page.galleries] == ["gallery_gtsrb.png"]
     assert attachments.galleries(tmp_path / "nowhere") == ()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+BASE = fake.record(fake.cell())
+SPOTS = st.sampled_from([*((key,) for key in BASE), *(("cell", key) for key in BASE["cell"]), ("cell", "mix")])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(SPOTS, JSON), max_size=4))
+def test_no_record_stops_the_report(changes: list[tuple[tuple[str, ...], Any]]) -> None:
+    """Whatever JSON stands where in a record, the others are still told of, in every format without figures."""
+    record = {**BASE, "cell": dict(BASE["cell"])}
+    for spot, value in changes:
+        tree = record["cell"] if len(spot) == 2 and isinstance(record["cell"], dict) else record
+        tree[spot[-1]] = value
+    with tempfile.TemporaryDirectory() as name:
+        folder = fake.write(Path(name), [fake.record(fake.cell(seed=1), id="intact"), record])
+        page = compose(folder, read(folder), draw=False)
+    assert "intact" in [details.id for details in page.records.details]
+    assert all(render(page) for files in FORMATS.values() for render in files.values())
 
 
 def test_a_budget_and_what_it_leaves_out_are_told(tmp_path: Path) -> None:
