@@ -16,6 +16,7 @@ class NoDefense(Defense):
     """The victim as it is. ``clean_size`` matters to the error gap alone."""
 
     name: ClassVar[str] = "none"
+    uses: ClassVar[frozenset[str]] = frozenset()
 
     def run(self, model: nn.Module, clean: LabelledImages, context: DefenseContext) -> DefenseResult:
         return DefenseResult(copy.deepcopy(model).eval())
