@@ -13,6 +13,7 @@ from adapters.errors import UserError
 from bench.cells import Cell, content_hash
 from bench.preflight import Checked
 from bench.records import Record, RecordStore
+from bench.scoring import TRACE_IMAGES
 
 FORWARD_SHARE = 1 / 3
 """Of the work of a training step on one image that scoring does: its forward pass."""
@@ -64,8 +65,9 @@ class Pace:
         key = next((key for key in self._keys(cell) if key in self._defense), None)
         if key is None:
             return None
-        scored = self._checked.sizes[cell.dataset][1] * (1 + len(cell.targets)) * self._weight(cell)
-        scoring = FORWARD_SHARE * (self._train or 0.0) * scored * (1 + statistics.median(self._rounds[key]))
+        images = self._checked.sizes[cell.dataset][1]
+        scored = images + statistics.median(self._rounds[key]) * min(images, TRACE_IMAGES)
+        scoring = FORWARD_SHARE * (self._train or 0.0) * scored * (1 + len(cell.targets)) * self._weight(cell)
         return statistics.median(self._defense[key]) * self._images(cell) + scoring
 
     def total(self, cells: Sequence[Cell], victims: Sequence[Cell]) -> Estimate:

@@ -34,7 +34,7 @@ from bench.evasion import evasion_accuracy
 from bench.memory import PeakMemory
 from bench.provenance import Commit, provenance
 from bench.records import Passes, Record, Status, TriggerFigures, TriggerScores, Tsne, VictimFigures, jsonable
-from bench.scoring import Estimate, Scorer, Scores, der
+from bench.scoring import TRACE_IMAGES, Estimate, Scorer, Scores, der
 from bench.seeds import derive_seed
 from bench.splits import Split, clean_indices, split_test
 from bench.tsne import lay_out
@@ -45,9 +45,6 @@ logger = logging.getLogger(__name__)
 EFFECT_ASR = 0.2
 EFFECT_ACC_LOSS = 0.1
 """A defense has taken effect once ASR is below the one and ACC has fallen by at most the other (Table 6)."""
-
-TRACE_IMAGES = 2000
-"""About how many scoring images a model is scored on between rounds; what a defense returns is scored on all."""
 
 Value = TypeVar("Value")
 

@@ -32,6 +32,9 @@ RESAMPLES = 4000
 
 VISIBILITY_IMAGES = 256
 
+TRACE_IMAGES = 2000
+"""About how many scoring images a model is scored on between rounds; what a defense returns is scored on all."""
+
 SCORING_VERSION = 1
 """Part of the identity under which a victim's scores are kept: raise it when their meaning changes."""
 

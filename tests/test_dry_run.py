@@ -50,6 +50,12 @@ def test_a_defense_grows_with_its_images_and_scoring_with_its_rounds() -> None:
     assert found == (pytest.approx(57 + 3 * scoring), 1)
 
 
+def test_a_round_is_scored_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    pace = Pace([_record("ibau", 30.0, rounds=2)], CHECKED)
+    monkeypatch.setattr(estimate, "TRACE_IMAGES", 100)
+    assert pace.cell(cell("ibau")) == pytest.approx(30 + (400 + 2 * 100) * 2 * 10 / 1000 / 3)
+
+
 def test_the_closest_record_counts() -> None:
     other = {"name": "ibau", "rounds": 9}
     records = [_record("ibau", 30.0), _record("ibau", 300.0, defense=other), _record("ibau", 2.0, clean_size=15)]
