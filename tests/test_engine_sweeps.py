@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,17 @@ from adapters import defenses
 from ibau_defense import RECIPES
 
 SWEEPS = Path(__file__).resolve().parents[1] / "sweeps"
-VARIANTS: list[dict[str, Any]] = yaml.safe_load((SWEEPS / "engine_solvers.yaml").read_text())["grid"]["defense"]
+*VARIANTS, BARE = yaml.safe_load((SWEEPS / "engine_solvers.yaml").read_text())["grid"]["defense"]
 SOLVERS = ("fixed_point", "neumann", "conjugate_gradient", "minres", "normal_cg")
 CURVATURES = ("exact", "forward_over_reverse", "directional", "gauss_newton")
 
 
 def test_every_solver_meets_every_curvature_once() -> None:
     assert sorted((one["solver"], one["curvature"]) for one in VARIANTS) == sorted(product(SOLVERS, CURVATURES))
+
+
+def test_the_last_one_has_no_implicit_term_and_is_the_same_recipe_else() -> None:
+    assert replace(RECIPES[BARE["recipe"]], implicit=True) == RECIPES[VARIANTS[0]["recipe"]]
 
 
 def test_the_variants_differ_in_nothing_else() -> None:

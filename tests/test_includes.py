@@ -237,4 +237,4 @@ def test_a_sweep_of_two_files_on_a_budget_runs_to_its_report(tmp_path: Path) -> 
     parts = json.loads((folder / manifest.FILE).read_text())["parts"]
     assert [len(part["cells"]) for part in parts] == [1, 4]
     assert (folder / "report.html").exists()
-    assert len(list((folder / "plots").glob("tsne_*.svg"))) == 2
+    assert len(list((folder / "plots").glob("*tsne-*.svg"))) == 2
