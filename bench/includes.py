@@ -12,7 +12,7 @@ from adapters.errors import UserError
 from bench import spec, yamlfile
 from bench.cells import Frozen
 from bench.spec import Resources, SweepPlan
-from bench.validation import validated
+from bench.validation import in_file, validated
 
 OWN_KEYS = ("name", "include", "resources")
 
@@ -74,21 +74,16 @@ def _leaves(path: Path, file: IncludingFile, above: tuple[Path, ...]) -> Iterato
             raise UserError(f"include: {chain} is a cycle; expected files that do not include themselves")
         tree = yamlfile.read(child)
         if "include" in tree:
-            yield from _leaves(child, _naming(child, lambda tree=tree: _including(tree)), above)
+            with in_file(child):
+                included = _including(tree)
+            yield from _leaves(child, included, above)
         else:
             yield child
 
 
 def _part(path: Path, root: Path, overrides: Sequence[str], data_root: Path, budget: str | None) -> SweepPlan:
-    return _naming(path, lambda: spec.load(path, overrides, data_root, budget))  # type: ignore[no-any-return]
-
-
-def _naming(path: Path, make: Any) -> Any:
-    """What ``make`` returns; its ``UserError`` with the file's name before it."""
-    try:
-        return make()
-    except UserError as error:
-        raise UserError(f"{path.name}: {error}") from error
+    with in_file(path):
+        return spec.load(path, overrides, data_root, budget)
 
 
 def _check_distinct(parts: Sequence[SweepPlan]) -> None:

@@ -19,6 +19,7 @@ from adapters.protocols import ImageTensors
 from bench.cells import Cell, ImageTrigger
 from bench.spec import SweepPlan
 from bench.splits import check_clean_size
+from bench.validation import in_file
 
 Target = int | str
 
@@ -26,7 +27,8 @@ Target = int | str
 def check_names(plan: SweepPlan) -> None:
     """Data sets, models and triggers are known, checkpoints are state dicts; ``UserError`` otherwise."""
     for part in plan.parts:
-        _in_file(part, lambda part=part: check_names(part))
+        with in_file(part.source):
+            check_names(part)
     if plan.parts:
         return
     for name in dict.fromkeys(cell.dataset for cell in plan.cells):
@@ -58,7 +60,8 @@ def check_data(plan: SweepPlan, cache_dir: Path) -> Checked:
         return _check_data(plan, cache_dir)
     except UserError:
         for part in plan.parts:  # which of the files it is
-            _in_file(part, lambda part=part: _check_data(part, cache_dir))
+            with in_file(part.source):
+                _check_data(part, cache_dir)
         raise
 
 
@@ -147,13 +150,6 @@ def _weight(name: str, data: ImageTensors) -> float:
     with torch.no_grad():
         model(torch.zeros(1, *data.image_shape))
     return float(total)
-
-
-def _in_file(part: SweepPlan, check: Any) -> None:
-    try:
-        check()
-    except UserError as error:
-        raise UserError(f"{part.source.name}: {error}") from error
 
 
 def _at(plan: SweepPlan, name: str, check: Any) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -25,6 +27,15 @@ def validated(model: type[Model], tree: Mapping[str, Any], prefix: str | Callabl
         raise user_error(error, tree, prefix, known=model.model_fields) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{prefix if isinstance(prefix, str) else 'cell'}: {error}; expected plain values") from error
+
+
+@contextmanager
+def in_file(path: Path) -> Iterator[None]:
+    """A ``UserError`` raised inside is one that names the file first."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path.name}: {error}") from error
 
 
 def user_error(

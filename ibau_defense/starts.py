@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -179,15 +178,15 @@ class Search:
 
     def _survey(self, climb: Climb) -> AscentResult:
         """Repeated until some window stands out; of each window the more harmful δ."""
-        settings, kept = self.settings, cast("AscentResult | None", None)
+        settings = self.settings
         local = torch.tensor([not window.whole for window in self.windows])
-        for _ in range(settings.surveys):
-            survey = climb(self.windows, settings.survey_images, math.inf)
-            kept = survey if kept is None else _better(kept, survey)
+        kept = climb(self.windows, settings.survey_images, math.inf)
+        for _ in range(settings.surveys - 1):
             found = harm_weights(kept)[local]
             if found.numel() == 0 or float(found.max()) >= settings.standing_out:
                 break
-        return cast(AscentResult, kept)
+            kept = _better(kept, climb(self.windows, settings.survey_images, math.inf))
+        return kept
 
 
 def harm_weights(bank: AscentResult) -> Tensor:
@@ -209,7 +208,7 @@ def _joined(first: AscentResult, second: AscentResult) -> AscentResult:
     """One bank of two; of a pair of statuses, the worse."""
     assert first.harm is not None
     assert second.harm is not None
-    order: tuple[AscentStatus, ...] = ("not_finite", "no_harm", "no_gain", "ascended")
+    order: tuple[AscentStatus, ...] = ("not_finite", "no_gain", "ascended")
     return AscentResult(
         torch.cat([first.delta, second.delta]),
         second.trace,

@@ -28,8 +28,7 @@ class Outliers(NamedTuple):
         Scores that cannot fall below some value, as norms cannot below 0, have no index above that value's: where the
         MAD is more than 0.34 of the median, a norm of 0 has one below 2, and no class can be flagged at all.
         """
-        deviation = abs(score - self.median)
-        return 0.0 if deviation == 0 else deviation / self.spread if self.spread > 0 else float("inf")
+        return float(_indices(torch.tensor(abs(score - self.median), dtype=torch.float64), self.spread))
 
 
 def low_outliers(scores: Tensor, threshold: float) -> Outliers:
@@ -46,6 +45,10 @@ def low_outliers(scores: Tensor, threshold: float) -> Outliers:
     median = values.quantile(0.5)
     deviations = (values - median).abs()
     spread = CONSISTENCY * deviations.quantile(0.5)
-    indices = torch.where(deviations == 0, 0.0, deviations / spread)
+    indices = _indices(deviations, spread)
     suspects = ((values < median) & (indices > threshold)).nonzero().flatten()
     return Outliers(indices, tuple(int(label) for label in suspects), float(median), float(spread))
+
+
+def _indices(deviations: Tensor, spread: Tensor | float) -> Tensor:
+    return torch.where(deviations == 0, 0.0, deviations / spread)

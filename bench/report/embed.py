@@ -27,7 +27,7 @@ from typing import Any
 
 from adapters.errors import UserError
 from bench.records import Record, RecordStore
-from bench.report.page import compose
+from bench.report.page import Drawn, compose
 from bench.report.rows import read
 
 BLOCK = re.compile(r"(<!-- records: (?P<folder>\S+) rows: (?P<rows>\S+) -->\n).*?(<!-- /records -->)", re.DOTALL)
@@ -66,6 +66,12 @@ def embed(text: str, root: Path) -> str:
     )
 
 
+def _figures(folder: Path) -> dict[str, Drawn]:
+    """The figures of a folder's report, by name."""
+    page = compose(folder, read(folder), draw=True)
+    return {one.stem: one for group in page.groups for block in group.blocks for one in block.figures}
+
+
 def _figure(match: re.Match[str]) -> PurePosixPath:
     """Where a plot's figure lies, seen from its document."""
     return PurePosixPath("figures", f"{PurePosixPath(match['folder']).name}-{match['stem']}.svg")
@@ -77,9 +83,10 @@ def _caption(match: re.Match[str]) -> str:
 
 def _draw(text: str, root: Path, beside: Path) -> None:
     """Write the figures that ``text`` asks for."""
-    for match in PLOT.finditer(text):
-        page = compose(root / match["folder"], read(root / match["folder"]), draw=True)
-        found = {one.stem: one for group in page.groups for block in group.blocks for one in block.figures}
+    matches = list(PLOT.finditer(text))
+    drawn = {name: _figures(root / name) for name in {match["folder"] for match in matches}}
+    for match in matches:
+        found = drawn[match["folder"]]
         if match["stem"] not in found:
             raise UserError(f"plot: found {match['stem']!r}; expected one of: {', '.join(found)}")
         path = beside / _figure(match)
