@@ -29,7 +29,7 @@ from adapters.protocols import (
     TrainingData,
 )  # fmt: skip
 from bench.cells import Cell, content_hash
-from bench.clock import now
+from bench.clock import load_what_torch_loads_late, now
 from bench.evasion import evasion_accuracy
 from bench.memory import PeakMemory
 from bench.provenance import Commit, provenance
@@ -123,6 +123,7 @@ class CellRunner:
         self._victims = VictimStore(cache_dir)
         self._data: _Recent[ImageTensors] = _Recent(2)
         self._prepared: _Recent[Prepared] = _Recent(2)
+        load_what_torch_loads_late()
 
     def prepare_victim(self, cell: Cell) -> Victim:
         """The victim of ``cell`` with its triggers and scores; for a cell without an attack the clean model alone."""

@@ -20,6 +20,7 @@ class GuardSettings:
 
     Attributes:
         held_back: share of the clean set that the guard keeps for itself: never trained on.
+        held_back_most: that many images at most.
         every: outer steps between two checks; what is undone is all steps since the last good check.
         loss_rise: undo where the held-back clean loss exceeds the victim's by more than this, in nats.
         accuracy_drop: undo where the held-back accuracy is under the victim's by more than this, in [0, 1].
@@ -30,6 +31,7 @@ class GuardSettings:
     """
 
     held_back: float = 0.1
+    held_back_most: int = 256
     every: int = 5
     loss_rise: float = 0.5
     accuracy_drop: float = 0.05
@@ -133,14 +135,15 @@ class Guard:
         self.optimizer.load_state_dict(tree)
 
 
-def hold_back(share: float, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def hold_back(settings: GuardSettings, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(kept, held): a random split of the indices of a clean set; at least one image on either side.
 
     With one image in all, both sides are that image: a guard that watches what it trains on beats none.
     """
     count = len(labels)
     order = torch.randperm(count, generator=generator)
-    held = min(max(1, round(share * count)), max(1, count - 1))
+    wanted = min(round(settings.held_back * count), settings.held_back_most)
+    held = min(max(1, wanted), max(1, count - 1))
     if count == 1:
         return order, order
     return order[held:].sort().values, order[:held].sort().values

@@ -156,7 +156,7 @@ REFERENCE_GTSRB = replace(REFERENCE, ascent=Ascent(steps=0, step_size=1.0, optim
 
 FAST = Recipe(
     rounds=4,
-    batch_size=128,
+    batch_size=104,
     shuffle=True,
     delta_per="round",
     starts=MultiStart(),

@@ -152,9 +152,7 @@ class _Run:
             self.ranks.check_same("model", self.network.theta)
             self.ranks.check_same("images, labels", [self.images, labels])
         if recipe.guard and len(images):
-            kept, held = (
-                index.to(images.device) for index in hold_back(recipe.guard.held_back, labels, self.generator)
-            )
+            kept, held = (index.to(images.device) for index in hold_back(recipe.guard, labels, self.generator))
             self.guard = Guard(recipe.guard, self.network, self.optimizer, self.images[held], labels[held], self.ranks)
             self.images, self.labels = self.images[kept], labels[kept]
         _check_carriers(recipe, len(self.images))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -377,3 +379,19 @@ def test_provenance_of_this_checkout() -> None:
     assert found.threads == torch.get_num_threads()
     assert found.started.endswith("+00:00")
     assert found.commit is None or len(found.commit) == 40
+
+
+def test_what_torch_imports_late_is_imported_before_any_clock_runs() -> None:
+    code = (
+        "import sys, torch; from bench.clock import load_what_torch_loads_late as load;"
+        "early = 'torch._dynamo' in sys.modules; load(); print(early, 'torch._dynamo' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert found == ["False", "True"]
+
+
+def test_a_runner_imports_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr(run_cell, "load_what_torch_loads_late", lambda: called.append(True))
+    CellRunner(tmp_path, tmp_path, torch.device("cpu"), Commit(None, None))
+    assert called == [True]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ibau_defense import BALLS, IBAU, L2Ball, MultiStart, Network, UniversalLoss, ascend_from_many, unlearning
 from ibau_defense.ascent import AscentResult
-from ibau_defense.guard import hold_back
+from ibau_defense.guard import GuardSettings, hold_back
 from ibau_defense.recipes import FAST, Sharp
 from ibau_defense.starts import Search, Window, _average, _regions, near, survey_windows
 
@@ -164,6 +164,12 @@ def test_a_later_bank_is_taken_only_where_it_is_harmful(later: float, taken: boo
     assert search.over is not taken
 
 
+@pytest.mark.parametrize(("count", "expected"), [(2, 1), (100, 10), (2560, 256), (5000, 256)])
+def test_the_guard_holds_back_a_tenth_and_256_at_most(count: int, expected: int) -> None:
+    kept, held = hold_back(GuardSettings(), torch.zeros(count), torch.Generator().manual_seed(0))
+    assert (len(kept), len(held)) == (count - expected, expected)
+
+
 def test_harm_is_measured_on_what_the_guard_holds_back(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[Tensor, Tensor]] = []
 
@@ -175,7 +181,7 @@ def test_harm_is_measured_on_what_the_guard_holds_back(monkeypatch: pytest.Monke
     images, labels = images_of(60)
     recipe = replace(FAST, rounds=1, outer_steps=1, autocast=False, outer_lr=0.0)
     IBAU(L2Ball(10.0), recipe).unlearn(Planted(), images, labels)
-    kept, _ = hold_back(0.1, labels, torch.Generator().manual_seed(0))
+    kept, _ = hold_back(GuardSettings(), labels, torch.Generator().manual_seed(0))
     held = {tuple(x.flatten().tolist()) for x in images} - {tuple(x.flatten().tolist()) for x in images[kept]}
     assert {tuple(x.flatten().tolist()) for x in drawn[0][0]} == held
 
