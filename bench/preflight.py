@@ -82,7 +82,7 @@ def _check_data(plan: SweepPlan, cache_dir: Path) -> Checked:
             checked.add(key)
             _check_victim(plan, cell, data)
         if (cell.dataset, cell.model) not in weights:
-            weights[cell.dataset, cell.model] = _weight(cell.model, data)
+            weights[cell.dataset, cell.model] = multiplications(cell.model, data)
         epochs = cell.training.epochs if cell.training else 0
         copies = len(cell.targets) if cell.mix == "united" else 1
         costs[cell.victim_id] = weights[cell.dataset, cell.model] * len(data.train.labels) * copies * epochs
@@ -133,7 +133,7 @@ def _spec(trigger: str | ImageTrigger) -> Any:
     return trigger.model_dump() if isinstance(trigger, ImageTrigger) else trigger
 
 
-def _weight(name: str, data: ImageTensors) -> float:
+def multiplications(name: str, data: ImageTensors) -> float:
     """Multiplications of one forward pass in convolutions and linear layers, which is nearly all of them."""
     model = models.build(name, data.num_classes, data.image_shape).eval()
     total = 0

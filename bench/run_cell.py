@@ -2,49 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import logging
-import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import nn
 
-from adapters import datasets, defenses
-from adapters.attacks import Visibility
-from adapters.protocols import (
-    Defense,
-    DefenseContext,
-    DefenseResult,
-    ImageTensors,
-    LabelledImages,
-    PassCounter,
-    TrainingContext,
-    TrainingData,
-)  # fmt: skip
-from bench.cells import Cell, content_hash
-from bench.clock import load_what_torch_loads_late, now
+from adapters import datasets
+from adapters.protocols import ImageTensors, PassCounter
+from bench.cells import Cell
+from bench.clock import load_what_torch_loads_late
+from bench.defense_run import DefenseRun, Prepared, clean_set, has_effect
 from bench.evasion import evasion_accuracy
-from bench.memory import PeakMemory
 from bench.provenance import Commit, provenance
-from bench.records import Passes, Record, Status, TriggerFigures, TriggerScores, Tsne, VictimFigures, jsonable
+from bench.records import Record, Status, TriggerFigures, TriggerScores, Tsne, VictimFigures, jsonable
 from bench.scoring import TRACE_IMAGES, Estimate, Scorer, Scores, der
 from bench.seeds import derive_seed
-from bench.splits import Split, clean_indices, split_test
+from bench.splits import split_test
 from bench.tsne import lay_out
-from bench.victims import Victim, VictimStore, new_model, poisoned_training_set
+from bench.victims import Victim, VictimStore
 
 logger = logging.getLogger(__name__)
-
-EFFECT_ASR = 0.2
-EFFECT_ACC_LOSS = 0.1
-"""A defense has taken effect once ASR is below the one and ACC has fallen by at most the other (Table 6)."""
 
 Value = TypeVar("Value")
 
@@ -63,56 +46,6 @@ class _Recent(Generic[Value]):
             self._items[key] = make()
         self._items.move_to_end(key)
         return self._items[key]
-
-
-class Prepared(NamedTuple):
-    """What the cells of one victim share."""
-
-    data: ImageTensors
-    split: Split
-    scorer: Scorer
-    victim: Victim
-    before: Scores
-    visibility: tuple[Visibility, ...]
-    tracer: Scorer
-    before_traced: Scores
-
-
-@dataclass
-class Clock:
-    """Seconds of the defense's own work: stopped while the harness scores. CUDA is synchronised at both ends."""
-
-    device: torch.device
-    _total: float = 0.0
-    _since: float | None = None
-
-    def start(self) -> None:
-        self._since = now(self.device)
-
-    def stop(self) -> None:
-        if self._since is not None:
-            self._total += now(self.device) - self._since
-            self._since = None
-
-    @property
-    def seconds(self) -> float:
-        return self._total + (0.0 if self._since is None else time.perf_counter() - self._since)
-
-
-@dataclass(frozen=True)
-class _TimedContext(DefenseContext):
-    """A context whose time limit counts the defense's own seconds only."""
-
-    clock: Clock = field(default_factory=lambda: Clock(torch.device("cpu")))
-    limit: float | None = None
-
-    def out_of_time(self) -> bool:
-        return self.limit is not None and self.clock.seconds > self.limit
-
-
-@dataclass(frozen=True, kw_only=True)
-class _TimedTrainingContext(_TimedContext, TrainingContext):
-    """The same, with the poisoned training data."""
 
 
 class CellRunner:
@@ -166,21 +99,23 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
     if before.asr < least:  # not so for a clean model, whose ASR is NaN
         why = f"the victim's ASR is {before.asr:.4f}; expected at least {least:.4f} (min_asr {cell.min_asr:g})"
         return Record(id=cell.id, cell=cell, status="attack_failed", reason=why, victim=figures)
-    clean = _clean_set(cell, prepared, device)
-    run = _defend(cell, prepared, clean, device)
-    untouched = _fingerprint(run.result.model) == _fingerprint(prepared.victim.model)
-    after = before if untouched else prepared.scorer.score(run.result.model)
-    gap = prepared.scorer.error_gap(run.result.model, clean, after) if len(clean.labels) else None
-    evasion = _evasion(cell, prepared, run.result.model)
+    clean = clean_set(cell, prepared, device)
+    trace = _Trace(prepared)
+    run = DefenseRun(cell, prepared, clean, device, trace)
+    result = run.run()
+    untouched = _fingerprint(result.model) == _fingerprint(prepared.victim.model)
+    after = before if untouched else prepared.scorer.score(result.model)
+    gap = prepared.scorer.error_gap(result.model, clean, after) if len(clean.labels) else None
+    evasion = _evasion(cell, prepared, result.model)
     rating = None if cell.is_clean else der(before, after, seed=derive_seed("der", cell.id))
-    effect = run.seconds_to_effect
-    if effect is None and _has_effect(before, after):
+    effect = trace.seconds_to_effect
+    if effect is None and has_effect(before.acc, after.acc, after.asr):
         effect = run.seconds
     return Record(
         id=cell.id,
         cell=cell,
-        status=cast(Status, run.result.status),  # a plug-in's word: pydantic checks it
-        reason=run.result.reason,
+        status=cast(Status, result.status),  # a plug-in's word: pydantic checks it
+        reason=result.reason,
         victim=figures,
         acc=after.acc,
         acc_interval=after.acc_interval,
@@ -195,13 +130,13 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
         error_gap_interval=gap.interval if gap else None,
         evasion_accuracy=evasion.value if evasion else None,
         evasion_accuracy_interval=evasion.interval if evasion else None,
-        tsne=_tsne(cell, prepared, run.result.model),
+        tsne=_tsne(cell, prepared, result.model),
         seconds=run.seconds,
         seconds_to_effect=effect,
         peak_memory_bytes=run.peak_memory,
         passes=run.passes,
-        rounds=tuple(run.rounds),
-        details=jsonable(run.result.details),
+        rounds=tuple(trace.rounds),
+        details=jsonable(result.details),
     )
 
 
@@ -244,15 +179,6 @@ def _tsne(cell: Cell, prepared: Prepared, model: nn.Module) -> Tsne | None:
     return lay_out(models, prepared.scorer, cell.tsne_images, derive_seed("tsne", cell.dataset, cell.seed))
 
 
-class _Run(NamedTuple):
-    result: DefenseResult
-    seconds: float
-    seconds_to_effect: float | None
-    peak_memory: int
-    passes: Passes
-    rounds: list[dict[str, Any]]
-
-
 def _fingerprint(model: nn.Module) -> str:
     """SHA-256 of the structure, the hooks' number (a pruning defense acts by them) and every parameter and buffer."""
     total = hashlib.sha256(str(model).encode())
@@ -265,51 +191,19 @@ def _fingerprint(model: nn.Module) -> str:
     return total.hexdigest()
 
 
-def _defend(cell: Cell, prepared: Prepared, clean: LabelledImages, device: torch.device) -> _Run:
-    """Run the defense on a copy of the victim; the clock, the counter and the memory watch stop while scoring."""
-    defense = build_defense(cell)
-    model = copy.deepcopy(prepared.victim.model)
-    clock, passes = Clock(device), PassCounter()
-    detach = passes.attach(model)
-    rounds: list[dict[str, Any]] = []
-    effect: list[float] = []
+class _Trace:
+    """The curves of a run: each round scored, on a sample of the images."""
 
-    def on_round(current: nn.Module, info: Mapping[str, Any]) -> None:
-        clock.stop()
-        memory.pause()
-        passes.enabled = False
-        scores = prepared.tracer.score(current)
-        if not effect and _has_effect(prepared.before_traced, scores):
-            effect.append(clock.seconds)
-        rounds.append({**_round_figures(scores), "seconds": clock.seconds, **jsonable(info)})
-        passes.enabled = True
-        memory.resume()
-        clock.start()
+    def __init__(self, prepared: Prepared) -> None:
+        self.rounds: list[dict[str, Any]] = []
+        self.seconds_to_effect: float | None = None
+        self._prepared = prepared
 
-    limit = cell.time_limit
-    given: dict[str, Any] = {
-        "num_classes": prepared.data.num_classes,
-        "device": device,
-        "seed": _defense_seed(cell),
-        "radius": cell.radius,
-        "deadline": None if limit is None else time.monotonic() + limit,
-        "on_round": on_round,
-        "passes": passes,
-        "clock": clock,
-        "limit": limit,
-    }
-    context: DefenseContext = _TimedContext(**given)
-    if defense.needs_training_data:
-        context = _TimedTrainingContext(**given, **_training_data(cell, prepared, passes))
-    memory = PeakMemory(device)
-    clock.start()
-    result = defense.run(model, clean, context)
-    clock.stop()
-    memory.pause()
-    passes.enabled = False
-    detach()
-    counted = Passes(**passes.as_dict())
-    return _Run(result, clock.seconds, effect[0] if effect else None, memory.bytes, counted, rounds)
+    def __call__(self, current: nn.Module, info: Mapping[str, Any], seconds: float) -> None:
+        scores = self._prepared.tracer.score(current)
+        if self.seconds_to_effect is None and has_effect(self._prepared.before_traced.acc, scores.acc, scores.asr):
+            self.seconds_to_effect = seconds
+        self.rounds.append({**_round_figures(scores), "seconds": seconds, **jsonable(info)})
 
 
 def _round_figures(scores: Scores) -> dict[str, Any]:
@@ -320,44 +214,8 @@ def _round_figures(scores: Scores) -> dict[str, Any]:
     return cast(dict[str, Any], jsonable(figures))
 
 
-def _training_data(cell: Cell, prepared: Prepared, passes: PassCounter) -> dict[str, Any]:
-    def untrained() -> nn.Module:
-        model = new_model(cell, prepared.data)
-        passes.attach(model)
-        return model
-
-    poisoned = poisoned_training_set(cell, prepared.data, prepared.scorer.attacks)
-    data = TrainingData(poisoned.images, poisoned.labels, poisoned.rows)
-    return {"training_data": data, "untrained": untrained}
-
-
-def build_defense(cell: Cell) -> Defense:
-    return defenses.build(dict(cell.defense))
-
-
-def _clean_set(cell: Cell, prepared: Prepared, device: torch.device) -> LabelledImages:
-    """The defender's images, float32 in [0, 1] on ``device``: (n, C, H, W), and their labels (n,)."""
-    test = prepared.data.test
-    if cell.clean_size is None:
-        index = torch.empty(0, dtype=torch.int64)
-    else:
-        index = clean_indices(prepared.split, cell.clean_size)
-    return LabelledImages(test.images[index].to(device).float().div_(255), test.labels[index].to(device))
-
-
-def _defense_seed(cell: Cell) -> int:
-    """Data set, attack, defense, repetition and run: cells that differ in another axis share their random numbers."""
-    attack = content_hash(cell.model_dump(mode="json", include={"attack", "target", "victim"}))
-    run = () if cell.run is None else (cell.run,)
-    return derive_seed("defense", cell.dataset, attack, cell.defense["name"], cell.seed, *run)
-
-
 def _is_all_to_all(cell: Cell) -> bool:
     return "all_to_all" in cell.targets
-
-
-def _has_effect(before: Scores, after: Scores) -> bool:
-    return after.asr < EFFECT_ASR and before.acc - after.acc <= EFFECT_ACC_LOSS
 
 
 def reason(error: BaseException) -> str:

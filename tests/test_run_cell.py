@@ -18,10 +18,11 @@ from adapters import defenses, models
 from adapters.protocols import Defense, DefenseContext, DefenseResult, LabelledImages, TrainingContext
 from bench import run_cell
 from bench.cells import Cell
+from bench.defense_run import Clock
 from bench.memory import PeakMemory
 from bench.provenance import Commit, commit, provenance
 from bench.records import Record
-from bench.run_cell import CellRunner, Clock, _Recent
+from bench.run_cell import CellRunner, _Recent
 from bench.seeds import derive_seed
 from bench.splits import split_test
 

@@ -1,67 +1,80 @@
-"""Seconds of the engine's parts on a batch of 100: gradients, a curvature product of each kind, the mixed product."""
+"""Seconds of the engine's parts on a mini-batch, each beside its floor: passes counted × the time of one pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from adapters.protocols import LabelledImages
+from adapters.protocols import PassCounter
+from bench.cells import Cell
 from bench.clock import synchronise
-from bench.run_cell import Prepared
-from ibau_defense import Network, UniversalLoss, linearise, value_and_gradients
+from bench.defense_run import clean_set
+from bench.memory import PeakMemory
+from bench.records import Passes
+from bench.run_cell import CellRunner
+from bench.timing.floors import Ceilings, pass_times
+from bench.timing.parts import PARTS, Precision, Work, network
+from bench.timing.scale import Scale
+from ibau_defense import UniversalLoss
 
 BATCH = 100
-Part = Callable[[UniversalLoss, Tensor], Callable[[], object]]
+CASES: list[tuple[str, Precision]] = [
+    *((name, "float32") for name in PARTS),
+    *((name, "bfloat16") for name, part in PARTS.items() if part.reduced),
+]
 
 
-def _product(curvature: Any, *, mixed: bool = False) -> Part:
-    def build(loss: UniversalLoss, delta: Tensor) -> Callable[[], object]:
-        kind: Any = "directional" if curvature == "directional" else "exact"
-        point = linearise(loss, delta, loss.network.theta, curvature=curvature, mixed=kind)
-        v = torch.ones_like(delta)
-        return lambda: point.mixed(v) if mixed else point.curvature(v)
-
-    return build
-
-
-PARTS: dict[str, Part] = {
-    "gradient of delta (an ascent step)": lambda f, d: lambda: value_and_gradients(f, d, f.network.theta),
-    "gradients of delta and theta": lambda f, d: lambda: value_and_gradients(f, d, f.network.theta, wrt_theta=True),
-    "curvature product, exact": _product("exact"),
-    "curvature product, directional": _product("directional"),
-    "mixed product, exact": _product("exact", mixed=True),
-    "mixed product, directional": _product("directional", mixed=True),
-}
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("part", list(PARTS))
+@pytest.mark.parametrize(("part", "precision"), CASES, ids=lambda one: str(one))
 def test_part(
-    benchmark: Any,
-    part: str,
-    precision: str,
-    prepared: Prepared,
-    clean: LabelledImages,
-    device: torch.device,
-    facts: dict[str, Any],
-) -> None:
-    fast = precision == "bfloat16"
-    network = Network(
-        prepared.victim.model, autocast=torch.bfloat16 if fast else None, channels_last=fast, twice=not fast
-    )
-    loss = UniversalLoss(network, clean.images[:BATCH], clean.labels[:BATCH], clip=True)
-    generator = torch.Generator().manual_seed(0)
-    delta = 0.05 * torch.randn(clean.images.shape[1:], generator=generator).to(device)
-    work = PARTS[part](loss, delta)
+    benchmark: Any, base: Cell, part: str, precision: Precision, runner: CellRunner, device: torch.device,
+    scale: Scale, facts: dict[str, Any], ceilings: Ceilings,
+) -> None:  # fmt: skip
+    prepared = runner.prepare(base)
+    clean = clean_set(base, prepared, device)
+    images, labels = clean.images[:BATCH], clean.labels[:BATCH]
+    delta = _delta(images)
 
-    def run() -> None:
+    def build(module: nn.Module) -> Work:
+        loss = UniversalLoss(network(module, precision, twice=True), images, labels, clip=True)
+        return PARTS[part].build(loss, delta)
+
+    def setup() -> tuple[tuple[Work], dict[str, Any]]:
+        work = build(copy.deepcopy(prepared.victim.model))
+        synchronise(device)
+        return (work,), {}
+
+    def run(work: Work) -> None:
         work()
         synchronise(device)
 
-    benchmark.group = f"engine, batch of {BATCH}, {precision}"
-    benchmark.pedantic(run, rounds=7, warmup_rounds=2)
-    benchmark.extra_info.update(facts)
+    benchmark.group = f"{base.dataset}: engine, {len(images)} images, {precision}"
+    benchmark.pedantic(run, setup=setup, rounds=scale.rounds, warmup_rounds=2)
+    passes, peak = _counted(build, prepared.victim.model, device)
+    one = pass_times(network(prepared.victim.model, precision, twice=False), images)
+    floor = one.floor(passes, to_parameters=PARTS[part].to_parameters)
+    benchmark.extra_info.update(
+        facts, kind="part", part=part, precision=precision, images=len(images), passes=passes.model_dump(),
+        pass_seconds=one._asdict(), floor_seconds=floor, peak_memory_bytes=peak, ceilings=ceilings._asdict(),
+        acc=prepared.before.acc, asr=prepared.before.asr,
+    )  # fmt: skip
+
+
+def _counted(build: Any, module: nn.Module, device: torch.device) -> tuple[Passes, int]:
+    """The images one call sends forward and backward, and its peak of memory in bytes."""
+    counter, watched = PassCounter(), copy.deepcopy(module)
+    counter.attach(watched)
+    work = build(watched)
+    counter.forward = counter.backward = 0
+    memory = PeakMemory(device)
+    work()
+    memory.pause()
+    return Passes(**counter.as_dict()), memory.bytes
+
+
+def _delta(images: Tensor) -> Tensor:
+    noise = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(0))
+    return 0.05 * noise.to(images.device)

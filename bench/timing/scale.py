@@ -1,0 +1,45 @@
+"""``--bench-scale``: how much the suite measures, and on which cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench import spec
+from bench.cells import Cell
+
+SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
+
+
+class Scale(NamedTuple):
+    """``sweep``: whose cells are run to effect. ``rounds``: timed repetitions of the engine's and the harness's parts.
+
+    ``budget``: about how many seconds the timed repetitions of one defense may take, in all; at least one is made.
+    """
+
+    sweep: str
+    rounds: int
+    budget: float
+
+    def cells(self, data_root: Path) -> list[Cell]:
+        """Each defense on each victim, once: the first repetition of the sweep's cells."""
+        plan = spec.load(SWEEPS / self.sweep, (), data_root)
+        return [cell for cell in plan.cells if cell.seed == 0]
+
+
+SCALES = {
+    "small": Scale("timing.yaml", rounds=7, budget=20.0),
+    "paper": Scale("paper/table6.yaml", rounds=30, budget=120.0),
+}
+
+
+def one_a_dataset(cells: list[Cell]) -> list[Cell]:
+    """The first cell of each data set: what parts are measured on."""
+    return list({cell.dataset: cell for cell in reversed(cells)}.values())[::-1]
+
+
+def name(cell: Cell) -> str:
+    """A cell in a benchmark's name: data set, attack, defense and the settings that the sweep varies."""
+    defense: dict[str, Any] = cell.defense
+    parts = [cell.dataset, str(cell.attack), str(defense["name"]), str(defense.get("recipe") or "")]
+    return "-".join(part for part in parts if part)

@@ -1,0 +1,118 @@
+"""Seconds of what surrounds a defense: training, triggers, poisoning, scoring, and what a cell costs besides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from adapters import attacks
+from bench.cells import Cell
+from bench.clock import synchronise
+from bench.preflight import multiplications
+from bench.records import RecordStore
+from bench.run_cell import CellRunner, run_cell
+from bench.timing.floors import Ceilings
+from bench.timing.scale import Scale
+from bench.training import autocast_dtype, train
+from bench.victims import new_model, poisoned_training_set
+
+PER_TRAINED_IMAGE = 3 * 2
+"""Operations a multiplication of the forward pass stands for: it and an addition, forward and twice backward."""
+TRIGGERS = ("badnets", "blend", "wanet")
+"""Kinds: a patch, a mixture, a warp. Those that are fitted to a model are applied like the first two."""
+
+
+def test_training(
+    benchmark: Any, base: Cell, runner: CellRunner, device: torch.device, facts: dict[str, Any], ceilings: Ceilings
+) -> None:
+    """One epoch of the victim, from its first weights."""
+    prepared = runner.prepare(base)
+    poisoned = poisoned_training_set(base, prepared.data, prepared.scorer.attacks)
+    assert base.training is not None
+    training = base.training.model_copy(update={"epochs": 1})
+
+    def setup() -> tuple[tuple[nn.Module], dict[str, Any]]:
+        return (new_model(base, prepared.data).to(device),), {}
+
+    def run(model: nn.Module) -> None:  # synchronises at both ends
+        train(model, poisoned.images, poisoned.labels, training, device, seed=0, rows=poisoned.rows)
+
+    benchmark.group = f"{base.dataset}: harness"
+    benchmark.pedantic(run, setup=setup, rounds=3, warmup_rounds=1)
+    count = len(poisoned.labels)
+    precision = str(autocast_dtype(device)).removeprefix("torch.")
+    needed = PER_TRAINED_IMAGE * multiplications(base.model, prepared.data) * count
+    benchmark.extra_info.update(
+        facts, kind="harness", what="victim training, one epoch", images=count, precision=precision,
+        ceilings=ceilings._asdict(), floor_seconds=needed / ceilings.multiplied[precision],
+        acc=prepared.before.acc, asr=prepared.before.asr,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRIGGERS)
+def test_trigger(
+    benchmark: Any, base: Cell, name: str, runner: CellRunner, device: torch.device, scale: Scale, facts: dict[str, Any]
+) -> None:
+    data = runner.prepare(base).data
+    images = data.test.images[:1000].to(device).float().div_(255)
+    trigger = attacks.build(name, data.image_shape, 0)
+
+    def run() -> None:
+        trigger(images)
+        synchronise(device)
+
+    benchmark.group = f"{base.dataset}: harness"
+    benchmark.pedantic(run, rounds=scale.rounds, warmup_rounds=2)
+    benchmark.extra_info.update(facts, kind="harness", what=f"trigger {name}", images=len(images))
+
+
+def test_poisoning(benchmark: Any, base: Cell, runner: CellRunner, scale: Scale, facts: dict[str, Any]) -> None:
+    """The whole training set through the poisoning toolkit; on the CPU whatever the device."""
+    prepared = runner.prepare(base)
+
+    def run() -> None:
+        poisoned_training_set(base, prepared.data, prepared.scorer.attacks)
+
+    benchmark.group = f"{base.dataset}: harness"
+    benchmark.pedantic(run, rounds=scale.rounds, warmup_rounds=1)
+    count = round((base.poison_ratio or 0.0) * len(prepared.data.train.labels))
+    benchmark.extra_info.update(facts, kind="harness", what="poisoning", images=count)
+
+
+def test_scoring(benchmark: Any, base: Cell, runner: CellRunner, device: torch.device, facts: dict[str, Any]) -> None:
+    """ACC, ASR and RA on every scoring image: clean, and triggered."""
+    prepared = runner.prepare(base)
+
+    def run() -> None:
+        prepared.scorer.score(prepared.victim.model)
+        synchronise(device)
+
+    benchmark.group = f"{base.dataset}: harness"
+    benchmark.pedantic(run, rounds=5, warmup_rounds=1)
+    shown = prepared.before.clean_count + round(prepared.before.triggered_count)
+    benchmark.extra_info.update(
+        facts, kind="harness", what="scoring", images=shown, acc=prepared.before.acc, asr=prepared.before.asr
+    )
+
+
+def test_cell_overhead(
+    benchmark: Any, base: Cell, runner: CellRunner, device: torch.device, scale: Scale, facts: dict[str, Any],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """A cell whose defense does nothing, from the cell to its record on disk: what comes on top of a defense.
+
+    What a defense changed is scored besides (``test_scoring``).
+    """
+    cell = base.model_copy(update={"defense": {"name": "none"}, "radius": None})
+    prepared, store = runner.prepare(cell), RecordStore(tmp_path)
+
+    def run() -> None:
+        store.append(run_cell(cell, prepared, device))
+
+    benchmark.group = f"{base.dataset}: harness"
+    benchmark.pedantic(run, rounds=scale.rounds, warmup_rounds=1)
+    benchmark.extra_info.update(facts, kind="harness", what="overhead of a cell", images=None)
