@@ -187,7 +187,7 @@ def test_a_victim_with_one_value_of_an_axis_is_not_in_its_table() -> None:
 def test_table_6_means_over_the_cells_that_took_effect() -> None:
     records = [wm(seed=k) | {"seconds_to_effect": seconds} for k, seconds in enumerate((2.0, 4.0, None))]
     (row,) = made(*records, wm("none"), wm(attack="badnets", target="all_to_all"))["6_seconds_to_effect"].table.rows
-    assert [value.text for value in row[:3]] == ["I-BAU", "3.00", "2 of 3"]
+    assert [value.text for value in row[:4]] == ["I-BAU", "3.00", "1.0", "2 of 3"]
     assert row[1].published == "6.82"
 
 

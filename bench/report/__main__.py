@@ -14,7 +14,9 @@ from bench.report import FORMATS, build
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build the report and print its path. Exit status 2, and one line on standard error, for bad input."""
     parser = argparse.ArgumentParser(prog="python -m bench.report", description="Report of a folder of records.")
-    parser.add_argument("results", metavar="RESULTS", type=Path, help="folder that holds records.jsonl")
+    parser.add_argument(
+        "results", metavar="RESULTS", type=Path, help="folder with records.jsonl, or JSON of tox -e bench"
+    )
     parser.add_argument("--format", default=",".join(FORMATS), help="comma-separated, of: %(default)s (default: all)")
     options = parser.parse_args(arguments)
     try:

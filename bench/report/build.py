@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from adapters.errors import UserError
-from bench.report import html, latex, markdown, spreadsheet
+from bench.report import html, latex, markdown, spreadsheet, timings
 from bench.report.page import Page, compose
 from bench.report.rows import read
 
@@ -25,6 +25,8 @@ WITH_FIGURES = frozenset({"html", "md"})
 def build(folder: Path, formats: Sequence[str] = tuple(FORMATS)) -> Path:
     """Write the report of ``folder/records.jsonl`` beside it and return the path of ``report.html``.
 
+    ``folder`` may also be a file of the timing suite's; its report lies in a folder of its name.
+
     The same records give the same bytes. ``formats`` picks among ``FORMATS``; ``html`` and ``md`` come with
     figures, which are written to ``plots/`` too. If ``html`` is not asked for, the first format's path is
     returned instead. Raises ``UserError`` for a folder without records, an unknown format, or one that cannot be
@@ -34,8 +36,11 @@ def build(folder: Path, formats: Sequence[str] = tuple(FORMATS)) -> Path:
     for name in wanted or [""]:
         if name not in FORMATS:
             raise UserError(f"--format: found {name!r}; expected one or more of: {', '.join(FORMATS)}")
-    page = compose(folder, read(folder), draw=not WITH_FIGURES.isdisjoint(wanted))
+    reading = timings.reading(folder) if folder.is_file() else read(folder)
+    folder = folder.with_suffix("") if folder.is_file() else folder
+    page = compose(folder, reading, draw=not WITH_FIGURES.isdisjoint(wanted))
     try:
+        folder.mkdir(exist_ok=True)
         _write_figures(page, folder / "plots")
         for name in wanted:
             for file, render in FORMATS[name].items():

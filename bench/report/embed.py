@@ -11,7 +11,12 @@ and this command puts between the two lines the table of those records: a line f
     <!-- plot: results/engine 2-gtsrb-asr-spread -->
     <!-- /plot -->
 
-get the report's figure of that name, which is written to ``figures/`` beside the document. ``--check`` writes nothing
+get the report's figure of that name, which is written to ``figures/`` beside the document, and those of the form
+
+    <!-- timing: results/timing engine -->
+    <!-- /timing -->
+
+a table of the timing suite's JSON in that folder: ``defenses``, ``engine`` or ``harness``. ``--check`` writes nothing
 and exits with 1 where a document is stale; whether a figure's bytes are, it does not say: they vary with fonts.
 """
 
@@ -27,11 +32,13 @@ from typing import Any
 
 from adapters.errors import UserError
 from bench.records import Record, RecordStore
+from bench.report import timings
 from bench.report.page import Drawn, compose
 from bench.report.rows import read
 
 BLOCK = re.compile(r"(<!-- records: (?P<folder>\S+) rows: (?P<rows>\S+) -->\n).*?(<!-- /records -->)", re.DOTALL)
 PLOT = re.compile(r"(<!-- plot: (?P<folder>\S+) (?P<stem>\S+) -->\n).*?(<!-- /plot -->)", re.DOTALL)
+TIMING = re.compile(r"(<!-- timing: (?P<folder>\S+) (?P<what>\S+) -->\n).*?(<!-- /timing -->)", re.DOTALL)
 SCORED = ("ok", "no_trigger_detected")
 
 
@@ -61,9 +68,13 @@ def embed(text: str, root: Path) -> str:
             raise UserError(f"records: found none in {match['folder']}; expected a folder with records.jsonl")
         return match[1] + table(records, match["rows"].split(",")) + match[4]
 
-    return PLOT.sub(
-        lambda match: f"{match[1]}![{_caption(match)}]({_figure(match)})\n{match[4]}", BLOCK.sub(fill, text)
-    )
+    def plot(match: re.Match[str]) -> str:
+        return f"{match[1]}![{_caption(match)}]({_figure(match)})\n{match[4]}"
+
+    def timing(match: re.Match[str]) -> str:
+        return match[1] + timings.table(root / match["folder"], match["what"]) + match[4]
+
+    return TIMING.sub(timing, PLOT.sub(plot, BLOCK.sub(fill, text)))
 
 
 def _figures(folder: Path) -> dict[str, Drawn]:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bench import published
-from bench.report import beside, cases, gaps, names, sweep_files
+from bench.report import beside, cases, effect, gaps, names, sweep_files
 from bench.report.cases import Line
-from bench.report.groups import Group, by, estimate, ordered, variants
+from bench.report.groups import Group, by, ordered, variants
 from bench.report.rows import Row
 from bench.report.tables import Head, Table, Titled, Value, measured, summary
 from bench.report.triggers_table import triggers
@@ -96,28 +96,10 @@ def _along(scored: Sequence[Row], axis: str, title: tuple[str, str], write: Call
 
 
 def _seconds_to_effect(all_rows: Sequence[Row]) -> Titled | None:
-    """Table 6: one-trigger one-target cases. A cell that never took effect has no second to enter the mean."""
+    """Table 6: one-trigger one-target cases."""
     scored = [row for row in all_rows if row.one_trigger and row.target != beside.ALL_TO_ALL]
     rows, notes = _at_the_papers_setting([row for row in scored if row.defense != "none"])
-    if not rows:
-        return None
-    labels = variants(rows)
-    body = []
-    for label in ordered(rows, labels):
-        members = [row for row in rows if labels[row.id] == label]
-        told = [row for row in members if "seconds_to_effect" in row.figures]
-        took = measured(told, "seconds_to_effect", names.seconds_name)
-        took = replace(took, published=beside.effect(members[0]))
-        share = Value(f"{len(told)} of {len(members)}", sort=len(told) / len(members))
-        body.append((Value(label), took, share, measured(members, "seconds", names.seconds_name), _images(members)))
-    heads = ("Seconds to effect", "Cells with effect", "Seconds in all", "Passes an image")
-    notes += [
-        "Effect: the first round with ASR under 20 % and at most 10 points of ACC lost. Mean over the cells that took "
-        "effect, smallest to largest beneath; ours on the devices named above, the paper's on its authors' GPU."
-    ]
-    notes += [f"{sign} {text}" for sign, text in beside.SIGNS.items() if any(sign in row[1].published for row in body)]
-    table = Table((Head("Defense", numeric=False), *map(Head, heads)), tuple(body), tuple(notes))
-    return Titled("6_seconds_to_effect", "Table 6 · Seconds to effect", table)
+    return effect.titled(rows, notes) if rows else None
 
 
 def _radii(scored: Sequence[Row]) -> Titled | None:
@@ -160,17 +142,6 @@ def _clean_models(rows: Sequence[Row]) -> Titled | None:
         Head("Seconds"),
     )
     return Titled("clean_models", "Models that were never poisoned", Table(heads, tuple(body)))
-
-
-def _images(rows: Sequence[Row]) -> Value:
-    """Forward and backward passes of an image, per clean image: time without a device."""
-    with_passes = [
-        replace(row, figures={"per_image": (row.figures["forward"] + row.figures["backward"]) / row.clean_size})
-        for row in rows
-        if row.clean_size and {"forward", "backward"} <= row.figures.keys()
-    ]
-    found = estimate(with_passes, "per_image")
-    return Value("–") if found is None else Value(names.plain(round(found.mean, 1)), sort=found.mean, estimate=found)
 
 
 def _noted(table: Table, notes: Sequence[str]) -> Table:

@@ -1,0 +1,141 @@
+"""Table 6: seconds until a defense has taken effect, as multiples of I-BAU's, and what becomes of the paper's 13×."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+
+from bench import published
+from bench.report import beside, names
+from bench.report.groups import by, estimate, ordered, variants
+from bench.report.rows import Row
+from bench.report.tables import Head, Table, Titled, Value, measured
+
+FIGURE = "seconds_to_effect"
+BASELINES = ("neural_cleanse", "deep_inspect", "tabor", "fine_pruning", "nad")
+"""Those of the paper's Table 6."""
+HEADS = ("Seconds to effect", "× I-BAU", "Cells with effect", "Seconds in all", "Passes an image")
+MEANING = (
+    "Effect: the first round with ASR under 20 % and at most 10 points of ACC lost. Mean over the cells that took "
+    "effect, smallest to largest beneath; ours on the devices named above, the paper's on its authors' GPU."
+)
+
+
+def titled(rows: Sequence[Row], notes: Sequence[str]) -> Titled:
+    """The table of ``rows``, at least one. A cell that never took effect has no second to enter the mean."""
+    labels = variants(rows)
+    members = {label: [row for row in rows if labels[row.id] == label] for label in ordered(rows, labels)}
+    own = _yardstick(members)
+    ratios = {label: _times(own, found) for label, found in members.items()}
+    body = tuple(_line(label, found, ratios[label]) for label, found in members.items())
+    told = [*notes, MEANING, *_company(rows), _multiples(own, members), *_verdict(members, ratios)]
+    told += [f"{sign} {text}" for sign, text in beside.SIGNS.items() if any(sign in row[1].published for row in body)]
+    table = Table((Head("Defense", numeric=False), *map(Head, HEADS)), body, tuple(one for one in told if one))
+    return Titled("6_seconds_to_effect", "Table 6 · Seconds to effect", table)
+
+
+def _line(label: str, rows: Sequence[Row], ratio: tuple[float, int] | None) -> tuple[Value, ...]:
+    told = _effective(rows)
+    took = replace(measured(told, FIGURE, names.seconds_name), published=beside.effect(rows[0]))
+    share = Value(f"{len(told)} of {len(rows)}", sort=len(told) / len(rows))
+    return (
+        Value(label),
+        took,
+        _ratio(rows[0], ratio),
+        share,
+        measured(rows, "seconds", names.seconds_name),
+        _images(rows),
+    )
+
+
+def _ratio(row: Row, found: tuple[float, int] | None) -> Value:
+    """Our multiple, on how many cells, and the paper's."""
+    theirs = ""
+    if beside.effect(row):
+        name = beside.original(row.dataset)
+        mine, own = (published.seconds_to_effect(name, one) for one in (row.defense, "ibau"))
+        theirs = f"{mine / own:.1f}{beside.signs(row)}" if mine and own else ""
+    if found is None:
+        return Value("–", published=theirs)
+    cells = "" if found[0] == 1 else f"{found[1]} {'cell' if found[1] == 1 else 'cells'}"
+    return Value(f"{found[0]:.1f}", cells, theirs, sort=found[0])
+
+
+def _effective(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if FIGURE in row.figures]
+
+
+def _yardstick(members: Mapping[str, Sequence[Row]]) -> Sequence[Row]:
+    """The I-BAU that took effect most often; of several, the quickest."""
+
+    def rank(rows: Sequence[Row]) -> tuple[int, float]:
+        found = estimate(rows, FIGURE)
+        return len(_effective(rows)), -found.mean if found else -math.inf
+
+    ours = [rows for rows in members.values() if rows[0].defense == "ibau" and _effective(rows)]
+    return max(ours, key=rank, default=())
+
+
+def _times(own: Sequence[Row], rows: Sequence[Row]) -> tuple[float, int] | None:
+    """How many times as long as ``own`` the ``rows`` take, over the cells on which both had effect; how many these
+    are. Only times of one device, and of as many threads, enter a ratio."""
+    first, second = ({_case(row): row.figures[FIGURE] for row in _effective(each)} for each in (own, rows))
+    shared = first.keys() & second.keys()
+    below = math.fsum(first[key] for key in shared)
+    return (math.fsum(second[key] for key in shared) / below, len(shared)) if below > 0 else None
+
+
+def _case(row: Row) -> Hashable:
+    where = tuple(str(row.provenance.get(key, "")) for key in ("device", "threads"))
+    return row.victim_key, row.seed, row.cell.get("run"), where
+
+
+def _multiples(own: Sequence[Row], members: Mapping[str, Sequence[Row]]) -> str:
+    label = next((label for label, rows in members.items() if rows is own), "")
+    same = (
+        "on one device" if len(by(own, lambda row: str(row.provenance.get("device", "")))) <= 1 else "device by device"
+    )
+    return f"× I-BAU: multiples of {label}, {same}, over the cells on which both had effect." if label else ""
+
+
+def _company(rows: Sequence[Row]) -> list[str]:
+    """Times taken while other cells ran on the same machine say less."""
+    crowded = sum(str(row.provenance.get("cells_beside", 0)) not in ("0", "") for row in rows)
+    return [f"{crowded} of {len(rows)} cells had others running beside them."] if crowded else []
+
+
+def _verdict(members: Mapping[str, Sequence[Row]], ratios: Mapping[str, tuple[float, int] | None]) -> list[str]:
+    """The paper's claim, what its own table gives, and what the records here give."""
+    claim = (
+        f"The paper: more than {published.SPEEDUP:g}× faster than the most efficient baseline. Its own Table 6 gives "
+        + " and ".join(_published(name) for name in ("cifar10", "gtsrb"))
+        + "."
+    )
+    found = {label: ratio for label, ratio in ratios.items() if ratio and members[label][0].defense in BASELINES}
+    if not found:
+        return [f"{claim} Here: not known, for no baseline took effect where I-BAU did."]
+    label = min(found, key=lambda one: found[one][0])
+    times, cells = found[label]
+    word = "holds" if times > published.SPEEDUP else "does not hold"
+    kinds = len({members[each][0].defense for each in found})
+    tried = f"of {kinds} of the paper's {len(BASELINES)} baselines"
+    return [f"{claim} Here: {times:.1f}× ({label}, the quickest {tried}, {cells} shared cells): the claim {word}."]
+
+
+def _published(dataset: str) -> str:
+    found = published.most_efficient_baseline(dataset)
+    assert found is not None
+    title = {"cifar10": "CIFAR-10", "gtsrb": "GTSRB"}[dataset]
+    return f"{found[1]:.1f}× on {title} ({names.defense_name(found[0])})"
+
+
+def _images(rows: Sequence[Row]) -> Value:
+    """Forward and backward passes of an image, per clean image: time without a device."""
+    with_passes = [
+        replace(row, figures={"per_image": (row.figures["forward"] + row.figures["backward"]) / row.clean_size})
+        for row in rows
+        if row.clean_size and {"forward", "backward"} <= row.figures.keys()
+    ]
+    found = estimate(with_passes, "per_image")
+    return Value("–") if found is None else Value(names.plain(round(found.mean, 1)), sort=found.mean, estimate=found)

@@ -1,0 +1,169 @@
+"""What the timing suite wrote (pytest-benchmark's JSON): its defenses as records, its parts as tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapters.errors import UserError
+from bench.report import effect, markdown, names
+from bench.report.groups import by
+from bench.report.rows import Reading, from_record, number, tidy
+from bench.report.tables import Head, Table, Value
+from bench.timing.hardware import check_same
+
+Rows = tuple[tuple[Value, ...], ...]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One benchmark: the ``median`` of its repetitions and the ends of the middle half, in seconds."""
+
+    group: str
+    median: float
+    low: float
+    high: float
+    info: Mapping[str, Any]
+    """The suite's ``extra_info``."""
+
+    def value(self) -> Value:
+        span = f"{milliseconds(self.low)}–{milliseconds(self.high)}" if self.low < self.high else ""
+        return Value(milliseconds(self.median), span, sort=self.median)
+
+
+def read(path: Path) -> list[Timing]:
+    """The timings of the file at ``path``, or of every JSON file in the folder: ``UserError`` where there are none,
+    and where they come from different hardware."""
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    found = [timing for file in files for timing in _read(file)]
+    if not found:
+        raise UserError(f"RESULTS: found no timing in {str(path)!r}; expected JSON that the timing suite wrote")
+    for timing in found[1:]:
+        check_same(found[0].info, timing.info, f"a timing in {path.name}")
+    return found
+
+
+def reading(path: Path) -> Reading:
+    """The timed defenses of ``path`` as the report reads records."""
+    trees = [record(timing) for timing in read(path) if timing.info.get("kind") == "defense"]
+    if not trees:
+        raise UserError(f"RESULTS: found no timed defense in {str(path)!r}; expected JSON that the timing suite wrote")
+    return Reading([from_record(tree) for tree in trees], 0)
+
+
+def record(timing: Timing) -> dict[str, Any]:
+    """The record of a timed defense: that of its scored run, with the seconds, ACC, ASR and passes of the timed ones.
+
+    ``seconds_to_effect`` is the median of the timed runs; null where they ended without effect.
+    """
+    info = timing.info
+    known = info.get("record")
+    tree = dict(known) if isinstance(known, dict) else {}
+    took = timing.median if info.get("effect") is True else None
+    same = {key: info.get(key) for key in ("acc", "asr", "passes")}
+    return {**tree, **same, "seconds_to_effect": took}
+
+
+def table(path: Path, what: str) -> str:
+    """Markdown: ``defenses`` (Table 6), ``engine`` or ``harness``, and a line that says where the figures come from."""
+    if what not in _TABLES:
+        raise UserError(f"timing: found {what!r}; expected one of: {', '.join(_TABLES)}")
+    kind, draw = _TABLES[what]
+    timings = [timing for timing in read(path) if timing.info.get("kind") == kind]
+    if not timings:
+        raise UserError(f"timing: found no {what} in {path.name}; expected JSON that the timing suite wrote")
+    parts = [f"**{markdown.escape(group)}**\n\n{draw(members)}" for group, members in _groups(timings)]
+    return "\n\n".join([*parts, _source(timings)]) + "\n"
+
+
+def milliseconds(seconds: float) -> str:
+    """12.3 ms, or 4.56 s."""
+    if seconds >= 1:
+        return f"{names.seconds_name(seconds)} s"
+    return f"{1000 * seconds:.3g} ms" if seconds < 0.9995 else "1.00 s"
+
+
+def _groups(timings: Sequence[Timing]) -> list[tuple[str, list[Timing]]]:
+    return sorted(by(timings, lambda timing: timing.group).items())
+
+
+def _defenses(timings: Sequence[Timing]) -> str:
+    return markdown.table(effect.titled([from_record(record(timing)) for timing in timings], ()).table)
+
+
+def _engine(timings: Sequence[Timing]) -> str:
+    """Each part beside its floor."""
+    heads = ("Seconds", "Images forward", "Images backward", "Floor", "× floor", "Peak memory")
+    body = []
+    for timing in timings:
+        info, floor = timing.info, number(timing.info.get("floor_seconds"))
+        passes = info.get("passes") if isinstance(info.get("passes"), dict) else {}
+        images = [Value(names.count_name(number((passes or {}).get(way)))) for way in ("forward", "backward")]
+        over = Value(f"{timing.median / floor:.2f}" if floor else "–")
+        memory = Value(names.bytes_name(number(info.get("peak_memory_bytes"))))
+        shown = Value(milliseconds(floor)) if floor else Value("–")
+        body.append((Value(str(info.get("part", ""))), timing.value(), *images, shown, over, memory))
+    return _written("Part", heads, tuple(body))
+
+
+def _harness(timings: Sequence[Timing]) -> str:
+    """Speeds, and where the work is known in multiplications the share of what the device reaches in a product."""
+    heads = ("Seconds", "Images", "Images a second", "Share of the device")
+    body = []
+    for timing in timings:
+        info, floor = timing.info, number(timing.info.get("floor_seconds"))
+        images = number(info.get("images"))
+        speed = Value(names.count_name(images / timing.median)) if images else Value("–")
+        share = Value(f"{100 * floor / timing.median:.0f} %" if floor else "–")
+        body.append((Value(str(info.get("what", ""))), timing.value(), Value(names.plain(images)), speed, share))
+    return _written("What", heads, tuple(body))
+
+
+def _written(first: str, heads: Sequence[str], body: Rows) -> str:
+    return markdown.table(Table((Head(first, numeric=False), *map(Head, heads)), body))
+
+
+_TABLES: dict[str, tuple[str, Callable[[Sequence[Timing]], str]]] = {
+    "defenses": ("defense", _defenses),
+    "engine": ("part", _engine),
+    "harness": ("harness", _harness),
+}
+
+
+def _read(path: Path) -> list[Timing]:
+    try:
+        tree = tidy(json.loads(path.read_bytes()))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"RESULTS: cannot read {str(path)!r} ({error}); expected the timing suite's JSON") from error
+    listed = tree.get("benchmarks") if isinstance(tree, dict) else None
+    if not isinstance(listed, list):
+        raise UserError(f"RESULTS: found no benchmarks in {str(path)!r}; expected the timing suite's JSON")
+    found = [_timing(one) for one in listed if isinstance(one, dict)]
+    return [one for one in found if one is not None]
+
+
+def _timing(tree: Mapping[str, Any]) -> Timing | None:
+    stats, info = tree.get("stats"), tree.get("extra_info")
+    if not isinstance(stats, dict) or not isinstance(info, dict):
+        return None
+    median, low, high = (number(stats.get(key)) for key in ("median", "q1", "q3"))
+    if median is None or median <= 0:
+        return None
+    group = tree.get("group")
+    ends = (median if end is None else end for end in (low, high))
+    return Timing(group if isinstance(group, str) else "", median, *ends, info)
+
+
+def _source(timings: Sequence[Timing]) -> str:
+    """Device, versions and load of the timings."""
+    first = timings[0].info
+    versions = sorted({f"torch {timing.info.get('torch')}" for timing in timings})
+    commits = sorted({str(timing.info.get("commit"))[:7] for timing in timings})
+    loads = [load for timing in timings if (load := number(timing.info.get("load"))) is not None]
+    busy = f"; load {min(loads):.1f}–{max(loads):.1f} of 1 for each CPU" if loads else ""
+    where = f"{first.get('device')}, {first.get('threads')} thread(s)"
+    text = f"{len(timings)} timings on {where}{busy}; {', '.join(versions)}; commit {', '.join(commits)}."
+    return markdown.escape(f"Medians, the middle half in parentheses. {text}")
