@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -112,15 +114,22 @@ class Cell(Frozen):
         target = self.victim.target if self.victim else self.target
         return () if target is None else (target,)
 
-    @property
+    @cached_property
     def id(self) -> str:
-        """16 hexadecimal digits: the content hash that names the cell's record."""
+        """16 hexadecimal digits: the content hash that names the cell's record. Found once: plans ask for it often."""
         return content_hash(self.model_dump(mode="json"))
 
-    @property
+    @cached_property
     def victim_id(self) -> str:
         """Content hash of the parts that decide the poisoned model: shared by cells that differ in the defense."""
         return content_hash({"victim_of": self.model_dump(mode="json", exclude=NOT_OF_THE_VICTIM)})
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Cell:
+        """As pydantic has it; the copy has hashes of its own."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in ("id", "victim_id"):
+            copied.__dict__.pop(name, None)
+        return copied
 
     def __hash__(self) -> int:
         return hash(self.id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,8 +51,11 @@ def _victims(left: Sequence[Cell], missing: Sequence[Cell], pace: Pace) -> Itera
     """One line a victim: whether it is to be trained, and the defenses that are to run on it."""
     named = {cell.victim_id: cell for cell in (*missing, *left)}
     untrained = {cell.victim_id for cell in missing}
+    cells: dict[str, list[Cell]] = defaultdict(list)
+    for one in left:
+        cells[one.victim_id].append(one)
     for name, cell in named.items():
-        own = [one for one in left if one.victim_id == name]
+        own = cells[name]
         runs = Counter(str(one.defense["name"]) for one in own)
         listed = ", ".join(f"{defense} × {count}" if count > 1 else defense for defense, count in runs.items())
         about = pace.total(own, [cell] if name in untrained else [])

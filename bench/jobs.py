@@ -11,6 +11,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 from bench.cells import Cell
@@ -31,7 +32,7 @@ class Job:
     """The victim's id or the cell's id."""
     victim: str
 
-    @property
+    @cached_property
     def family(self) -> Family:
         """Jobs of one family are expected to cost the same."""
         size = self.cell.training if self.kind == "victim" else (self.cell.clean_size, str(self.cell.defense))

@@ -74,7 +74,8 @@ class Normaliser:
 
     def _defense(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         defense = self._once("defense", parts["defense"], self._build_defense)
-        cell = {"defense": {"name": defense.name, **defense.model_dump(mode="json")}}
+        settings = self._once("settings", parts["defense"], lambda _: defense.model_dump(mode="json"))
+        cell: dict[str, Any] = {"defense": {"name": defense.name, **settings}}
         if "clean_size" in parts:
             # Kept whatever the defense: the error gap is taken on the clean set.
             cell["clean_size"] = parts["clean_size"]

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -191,16 +191,20 @@ class RecordStore:
         self.path = folder / FILE
         self._lock = FileLock(str(folder / f".{FILE}.lock"))
 
-    def read(self) -> list[Record]:
-        """Every intact record, each id once (the latest). Writes nothing; a damaged line is skipped with a warning.
+    def read(self, *, repair: bool = False) -> list[Record]:
+        """Every intact record, each id once (the latest); every line is parsed once.
 
+        A damaged line is skipped with a warning; with ``repair`` it is moved aside, otherwise nothing is written.
         Raises ``UserError`` for a record of another schema version, or one that is no record of ours.
         """
-        intact, damaged = self._lines()
-        if damaged:
-            logger.warning("%s: %d damaged line(s) skipped", self.path, len(damaged))
-        records = (self._parse(line, number) for number, line in intact)
-        return list({record.id: record for record in records}.values())
+        found = [self._parse(line, number) for number, line in self._numbered()]
+        intact = {record.id: record for record in found if record is not None}
+        damaged = found.count(None)
+        if damaged and repair:
+            self.repair()
+        elif damaged:
+            logger.warning("%s: %d damaged line(s) skipped", self.path, damaged)
+        return list(intact.values())
 
     def objects(self) -> Objects:
         """Every intact line's JSON object in the order written, whatever stands in it: for readers that forgive.
@@ -242,36 +246,46 @@ class RecordStore:
             kept: list[bytes] = []
             dropped: list[bytes] = []
             for number, line in intact:
-                (dropped if self._parse(line, number).id in gone else kept).append(line)
+                record = self._parse(line, number)
+                (dropped if record is not None and record.id in gone else kept).append(line)
             _write(self.path.with_name(f"{FILE}.superseded"), b"".join(line + b"\n" for line in dropped))
             self._replace(kept)
 
     def _lines(self) -> tuple[list[tuple[int, bytes]], list[tuple[int, bytes]]]:
         """Numbered lines that hold a JSON object, and those that do not (cut, or overwritten by garbage)."""
+        intact: list[tuple[int, bytes]] = []
+        damaged: list[tuple[int, bytes]] = []
+        for number, line in self._numbered():
+            (intact if _is_object(line) else damaged).append((number, line))
+        return intact, damaged
+
+    def _numbered(self) -> Iterator[tuple[int, bytes]]:
+        """The lines in which something stands, numbered from 1; none where there is no file."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
-            return [], []
+            return
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error}); expected a file of records") from error
-        intact: list[tuple[int, bytes]] = []
-        damaged: list[tuple[int, bytes]] = []
         for number, line in enumerate(content.split(b"\n"), start=1):
             if line.strip():
-                (intact if _is_object(line) else damaged).append((number, line))
-        return intact, damaged
+                yield number, line
 
-    def _parse(self, line: bytes, number: int) -> Record:
-        version = json.loads(line).get("schema")
+    def _parse(self, line: bytes, number: int) -> Record | None:
+        """The record of a line; None if the line is damaged."""
         where = f"{self.path} line {number}"
-        if version != SCHEMA_VERSION:
-            raise UserError(f"{where}: schema {version!r}; expected {SCHEMA_VERSION}, or a new --out folder")
         try:
-            return Record.model_validate_json(line)
+            record = Record.model_validate_json(line)
         except ValidationError as error:
+            if not _is_object(line):
+                return None
+            _check_version(json.loads(line).get("schema"), where)
             fault = error.errors(include_url=False)[0]
             key = ".".join(str(part) for part in fault["loc"])
             raise UserError(f"{where}: {key}: {fault['msg']}; expected a record of this program") from error
+        told = "schema_version" in record.model_fields_set
+        _check_version(record.schema_version if told else None, where)
+        return record
 
     def _mend(self) -> None:
         """End the file with a newline, lest a line be glued to one that a crash cut."""
@@ -289,6 +303,11 @@ class RecordStore:
         temporary.unlink(missing_ok=True)
         _write(temporary, b"".join(line + b"\n" for line in lines))
         temporary.replace(self.path)
+
+
+def _check_version(version: object, where: str) -> None:
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{where}: schema {version!r}; expected {SCHEMA_VERSION}, or a new --out folder")
 
 
 def _is_object(line: bytes) -> bool:

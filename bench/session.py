@@ -68,13 +68,12 @@ class Session:
 
     def _left(self) -> list[Cell]:
         """Cells without a record. Failed ones have one, unless they are to be retried."""
-        if not self._options.dry_run:
-            self._store.repair()
-        records = {record.id: record for record in self._store.read()}
+        records = {record.id: record for record in self._store.read(repair=not self._options.dry_run)}
         failed = [cell.id for cell in self._plan.cells if cell.id in records and records[cell.id].status == "failed"]
         if failed and self._options.retry_failed and not self._options.dry_run:
             self._store.drop(failed)
-            records = {name: record for name, record in records.items() if name not in failed}
+            gone = set(failed)
+            records = {name: record for name, record in records.items() if name not in gone}
         elif failed:
             self._say(f"{len(failed)} cells failed in an earlier run; --retry-failed runs them again")
         return [cell for cell in self._plan.cells if cell.id not in records]

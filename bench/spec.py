@@ -203,8 +203,10 @@ def _expand(file: SweepFile, normaliser: Normaliser) -> Iterator[Cell]:
             parts = _parts(axis)
             for part, one in zip(parts, value if len(parts) > 1 else [value], strict=True):
                 _set(tree, part, one)
-        for seed in range(file.seeds):
-            yield normaliser.cell(tree, seed)
+        first = normaliser.cell(tree, 0)
+        yield first
+        for seed in range(1, file.seeds):  # nothing else of a cell depends on it, so nothing is checked again
+            yield first.model_copy(update={"seed": seed})
 
 
 def _set(tree: dict[str, Any], axis: str, value: Any) -> None:

@@ -42,6 +42,8 @@ PART = benchmark(
 )  # fmt: skip
 HARNESS = benchmark(2.0, "digits: harness", kind="harness", what="victim training", images=1000, floor_seconds=0.5)
 
+SCALE = benchmark(5.0, "scale", kind="scale", what="resume", cells=100_000)
+
 
 def write(folder: Path, *benchmarks: dict[str, Any], name: str = "one.json") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +124,7 @@ def test_the_report_draws_table_6_from_a_timing_file(tmp_path: Path, capsys: pyt
 
 def test_documents_get_their_tables_from_it(tmp_path: Path) -> None:
     write(tmp_path / "t", defense(1.5), defense(30.0, "nad"))
-    write(tmp_path / "t", PART, HARNESS, name="two.json")
+    write(tmp_path / "t", PART, HARNESS, SCALE, name="two.json")
 
     def block(what: str) -> str:
         return embed(f"<!-- timing: t {what} -->\nold\n<!-- /timing -->\n", tmp_path)
@@ -130,6 +132,7 @@ def test_documents_get_their_tables_from_it(tmp_path: Path) -> None:
     assert "| NAD | 30.0 | 20.0 (1 cell) | 1 of 1 |" in block("defenses")
     assert "| ascent step | 500 ms (450 ms–550 ms) | 100 | 100 | 250 ms | 2.00 | 3.0 MiB |" in block("engine")
     assert "| victim training | 2.00 s (1.80 s–2.20 s) | 1,000 | 500 | 25 % |" in block("harness")
+    assert "| resume | 100,000 | 5.00 s (4.50 s–5.50 s) | 0.05 ms |" in block("scale")
     assert "old" not in block("engine")
     assert "A (2 CPUs), 1 thread(s)" in block("engine")
     assert embed(block("engine"), tmp_path) == block("engine")
@@ -153,7 +156,7 @@ def test_what_is_no_timing_is_one_line(tmp_path: Path, content: bytes, message: 
 def test_timings_without_a_defense_make_no_report(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no timed defense"):
         build(write(tmp_path, PART))
-    with pytest.raises(UserError, match="found 'all'; expected one of: defenses, engine, harness"):
+    with pytest.raises(UserError, match="found 'all'; expected one of: defenses, engine, harness, scale"):
         timings.table(tmp_path, "all")
 
 

@@ -16,7 +16,7 @@ get the report's figure of that name, which is written to ``figures/`` beside th
     <!-- timing: results/timing engine -->
     <!-- /timing -->
 
-a table of the timing suite's JSON in that folder: ``defenses``, ``engine`` or ``harness``. ``--check`` writes nothing
+a table of the timing suite's JSON in that folder: ``defenses``, ``engine``, ``harness`` or ``scale``. ``--check`` writes nothing
 and exits with 1 where a document is stale; whether a figure's bytes are, it does not say: they vary with fonts.
 """
 

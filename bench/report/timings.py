@@ -68,7 +68,7 @@ def record(timing: Timing) -> dict[str, Any]:
 
 
 def table(path: Path, what: str) -> str:
-    """Markdown: ``defenses`` (Table 6), ``engine`` or ``harness``, and a line that says where the figures come from."""
+    """Markdown: ``defenses`` (Table 6), ``engine``, ``harness`` or ``scale``, and a line that says where the figures come from."""
     if what not in _TABLES:
         raise UserError(f"timing: found {what!r}; expected one of: {', '.join(_TABLES)}")
     kind, draw = _TABLES[what]
@@ -122,6 +122,16 @@ def _harness(timings: Sequence[Timing]) -> str:
     return _written("What", heads, tuple(body))
 
 
+def _scale(timings: Sequence[Timing]) -> str:
+    """Seconds of the driver, in all and for one cell."""
+    body = []
+    for timing in timings:
+        count = number(timing.info.get("cells"))
+        each = Value(milliseconds(timing.median / count) if count else "–")
+        body.append((Value(str(timing.info.get("what", ""))), Value(names.plain(count)), timing.value(), each))
+    return _written("What", ("Cells", "Seconds", "For one cell"), tuple(body))
+
+
 def _written(first: str, heads: Sequence[str], body: Rows) -> str:
     return markdown.table(Table((Head(first, numeric=False), *map(Head, heads)), body))
 
@@ -130,6 +140,7 @@ _TABLES: dict[str, tuple[str, Callable[[Sequence[Timing]], str]]] = {
     "defenses": ("defense", _defenses),
     "engine": ("part", _engine),
     "harness": ("harness", _harness),
+    "scale": ("scale", _scale),
 }
 
 
