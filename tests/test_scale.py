@@ -1,4 +1,4 @@
-"""What grows with the number of cells grows no faster than it: counted, never timed (``bench/timing/test_scale.py``)."""
+"""What grows with the number of cells grows no faster than it: counted, not timed (``bench/timing/test_scale.py``)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def _plan(folder: Path) -> spec.SweepPlan:
-    """Four cells that differ in more than the seed, of six combinations."""
+    """Eight combinations of which six differ, ``SEEDS`` times each."""
     grid = {"poison_ratio": [0.1, 0.3], "radius": [0.5, 2.0], "defense": ["none", "ibau"]}
     return spec.load(tiny_sweep.write(folder, tiny_sweep.tree(grid=grid, seeds=SEEDS)), (), folder)
 

@@ -16,8 +16,9 @@ get the report's figure of that name, which is written to ``figures/`` beside th
     <!-- timing: results/timing engine -->
     <!-- /timing -->
 
-a table of the timing suite's JSON in that folder: ``defenses``, ``engine``, ``harness`` or ``scale``. ``--check`` writes nothing
-and exits with 1 where a document is stale; whether a figure's bytes are, it does not say: they vary with fonts.
+a table of the timing suite's JSON in that folder: ``defenses``, ``engine``, ``harness`` or ``scale``. ``--check``
+writes nothing and exits with 1 where a document is stale; whether a figure's bytes are, it does not say: they vary
+with fonts.
 """
 
 from __future__ import annotations
