@@ -160,7 +160,7 @@ def _local_grant(resources: Resources, max_concurrent: int | None) -> Grant:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if resources.cpu > cpus:
         raise UserError(f"resources.cpu: found {resources.cpu:g}; expected at most {cpus}, the CPUs of this machine")
-    return _grant(resources, cpus, torch.cuda.device_count(), max_concurrent)
+    return _grant(resources, [float(cpus)], [float(torch.cuda.device_count())], max_concurrent)
 
 
 def _cluster_grant(resources: Resources, max_concurrent: int | None) -> Grant:
@@ -171,20 +171,27 @@ def _cluster_grant(resources: Resources, max_concurrent: int | None) -> Grant:
     if resources.cpu > most:
         ray.shutdown()
         raise UserError(f"resources.cpu: found {resources.cpu:g}; expected at most {most:g}, the largest node's CPUs")
-    cpus, gpus = (int(sum(node.get(kind, 0.0) for node in nodes)) for kind in ("CPU", "GPU"))
+    cpus, gpus = ([float(node.get(kind, 0.0)) for node in nodes] for kind in ("CPU", "GPU"))
     return _grant(resources, cpus, gpus, max_concurrent)
 
 
-def _grant(resources: Resources, cpus: int, gpus: int, max_concurrent: int | None) -> Grant:
-    workers = int(cpus // resources.cpu)
-    gpu, note = 0.0, "on the CPU, as resources.gpu is 0"
-    if gpus == 0:
+def _grant(resources: Resources, cpus: list[float], gpus: list[float], max_concurrent: int | None) -> Grant:
+    """What each cell gets on nodes with so many ``cpus`` and ``gpus``, in the nodes' order."""
+    cpu, gpu, note = resources.cpu, 0.0, "on the CPU, as resources.gpu is 0"
+    total = int(sum(gpus))
+    if total == 0:
         note = "on the CPU: no GPU found"
     elif resources.gpu > 0:
-        gpu = resources.gpu
-        # A fraction of one GPU cannot be put together from two.
-        workers = min(workers, int(gpus // gpu) if gpu >= 1 else gpus * int(1 // gpu))
-        note = f"on {gpus} GPU(s), {gpu:g} of one for each cell"
+        gpu = float(math.ceil(max(1.0, resources.gpu))) if resources.alone else resources.gpu
+        note = f"on {total} GPU(s), {gpu:g} of one for each cell"
+    if resources.alone and gpu == 0:
+        cpu = max(cpus)  # every CPU of a node; a smaller node gets none, for its times would be another machine's
+        note += ", each cell with a machine to itself"
+    workers = sum(int(count // cpu) for count in cpus)
+    if gpu:
+        # A fraction of one GPU cannot be put together from two, nor several from two machines.
+        fit = [int(count // gpu) if gpu >= 1 else int(count) * int(1 // gpu) for count in gpus]
+        workers = min(workers, sum(fit))
     if workers < 1:
-        raise UserError(f"resources.gpu: found {resources.gpu:g}; expected at most {gpus}, the GPUs there are")
-    return Grant(resources.cpu, gpu, resources.threads, min(workers, max_concurrent or workers), note)
+        raise UserError(f"resources.gpu: found {resources.gpu:g}; expected at most {total}, the GPUs there are")
+    return Grant(cpu, gpu, resources.threads, min(workers, max_concurrent or workers), note)

@@ -21,10 +21,15 @@ MAX_COMBINATIONS = 1_000_000
 
 
 class Resources(Frozen):
-    """Ray resources of one cell. ``gpu`` is asked for only where there are GPUs."""
+    """Ray resources of one cell. ``gpu`` is asked for only where there are GPUs.
+
+    ``alone``: for cells whose seconds are to be compared: each gets a GPU to itself, or where there is none a machine
+    to itself, and nothing runs beside it there. ``cpu`` still says how many threads it has.
+    """
 
     cpu: Annotated[float, Field(gt=0, le=1024)] = 1
     gpu: Annotated[float, Field(ge=0, le=64)] = 0.25
+    alone: bool = False
 
     @property
     def threads(self) -> int:

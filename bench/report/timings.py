@@ -68,7 +68,7 @@ def record(timing: Timing) -> dict[str, Any]:
 
 
 def table(path: Path, what: str) -> str:
-    """Markdown: ``defenses`` (Table 6), ``engine``, ``harness`` or ``scale``, and a line on where the figures are from."""
+    """Markdown: ``defenses`` (Table 6), ``engine``, ``harness`` or ``scale``, and a line on their origin."""
     if what not in _TABLES:
         raise UserError(f"timing: found {what!r}; expected one of: {', '.join(_TABLES)}")
     kind, draw = _TABLES[what]

@@ -35,18 +35,20 @@ class Part:
 
     Attributes:
         to_parameters: its backward passes go to the parameters too; otherwise to δ alone.
+        twice: it differentiates a gradient's own graph, and so gets the layers that are made for that.
         reduced: it can be had in bfloat16: nothing is differentiated twice.
     """
 
     build: Callable[[UniversalLoss, Tensor], Work]
     to_parameters: bool = False
+    twice: bool = False
     reduced: bool = False
 
 
-def network(module: torch.nn.Module, precision: Precision, *, twice: bool) -> Network:
-    """As the recipes have it: layers for double backward in float32, channels-last in bfloat16."""
+def network(module: torch.nn.Module, precision: Precision, *, twice: bool = False) -> Network:
+    """As the recipes have it: channels-last in bfloat16."""
     fast = precision == "bfloat16"
-    return Network(module, autocast=torch.bfloat16 if fast else None, channels_last=fast, twice=twice and not fast)
+    return Network(module, autocast=torch.bfloat16 if fast else None, channels_last=fast, twice=twice)
 
 
 def _ascent(loss: UniversalLoss, delta: Tensor) -> Work:
@@ -64,7 +66,7 @@ def _curvature(kind: CurvatureKind) -> Part:
         v = torch.ones_like(delta)
         return lambda: point.curvature(v)
 
-    return Part(build, reduced=kind == "directional")
+    return Part(build, twice=kind == "exact", reduced=kind == "directional")
 
 
 def _mixed(kind: MixedKind) -> Part:
@@ -73,7 +75,7 @@ def _mixed(kind: MixedKind) -> Part:
         v = torch.ones_like(delta)
         return lambda: point.mixed(v)
 
-    return Part(build, to_parameters=True, reduced=kind == "directional")
+    return Part(build, to_parameters=True, twice=kind == "exact", reduced=kind == "directional")
 
 
 def _mixed_with(kind: CurvatureKind) -> MixedKind:
@@ -89,7 +91,7 @@ def _solve(solver: Solver) -> Part:
         b = point.gradient.flatten()
         return lambda: solver.solve(lambda v: -point.curvature(v.view_as(delta)).flatten(), b)
 
-    return Part(build)
+    return Part(build, twice=True)
 
 
 def _outer(response: Response) -> Part:
@@ -108,7 +110,8 @@ def _outer(response: Response) -> Part:
 
         return step
 
-    return Part(build, to_parameters=True, reduced=response.curvature == response.mixed == "directional")
+    exact = response.curvature == response.mixed == "exact"
+    return Part(build, to_parameters=True, twice=exact, reduced=not exact)
 
 
 PARTS: dict[str, Part] = {

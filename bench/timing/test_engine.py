@@ -39,7 +39,7 @@ def test_part(
     delta = _delta(images)
 
     def build(module: nn.Module) -> Work:
-        loss = UniversalLoss(network(module, precision, twice=True), images, labels, clip=True)
+        loss = UniversalLoss(network(module, precision, twice=PARTS[part].twice), images, labels, clip=True)
         return PARTS[part].build(loss, delta)
 
     def setup() -> tuple[tuple[Work], dict[str, Any]]:
@@ -54,7 +54,7 @@ def test_part(
     benchmark.group = f"{base.dataset}: engine, {len(images)} images, {precision}"
     benchmark.pedantic(run, setup=setup, rounds=scale.rounds, warmup_rounds=2)
     passes, peak = _counted(build, prepared.victim.model, device)
-    one = pass_times(network(prepared.victim.model, precision, twice=False), images)
+    one = pass_times(network(prepared.victim.model, precision), images)
     floor = one.floor(passes, to_parameters=PARTS[part].to_parameters)
     benchmark.extra_info.update(
         facts, kind="part", part=part, precision=precision, images=len(images), passes=passes.model_dump(),
