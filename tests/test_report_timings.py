@@ -138,6 +138,21 @@ def test_documents_get_their_tables_from_it(tmp_path: Path) -> None:
     assert embed(block("engine"), tmp_path) == block("engine")
 
 
+def test_documents_get_table_6_from_records_too(tmp_path: Path) -> None:
+    fake.write(tmp_path / "r", [timed("ibau", 2.0), timed("nad", 30.0)])
+    found = embed("<!-- timing: r defenses -->\n<!-- /timing -->\n", tmp_path)
+    assert "**digits**" in found
+    assert "| 15.0 (1 cell) |" in found
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "empty", "other"])
+def test_a_table_without_timings_says_so(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "other", HARNESS)
+    found = embed(f"<!-- timing: {folder} engine -->\nold\n<!-- /timing -->\n", tmp_path)
+    assert found == f"<!-- timing: {folder} engine -->\n{timings.NONE}\n<!-- /timing -->\n"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import UserError
-from bench.report import effect, markdown, names
-from bench.report.groups import by
+from bench.records import FILE
+from bench.report import effect, markdown, names, paper
+from bench.report.groups import by, groups
 from bench.report.rows import Reading, from_record, number, tidy
+from bench.report.rows import read as read_records
 from bench.report.tables import Head, Table, Value
 from bench.timing.hardware import check_same
+
+STEM = "6_seconds_to_effect"
+NONE = "*No timing is committed for this table yet.*"
 
 Rows = tuple[tuple[Value, ...], ...]
 
@@ -68,15 +73,32 @@ def record(timing: Timing) -> dict[str, Any]:
 
 
 def table(path: Path, what: str) -> str:
-    """Markdown: ``defenses`` (Table 6), ``engine``, ``harness`` or ``scale``, and a line on their origin."""
+    """Markdown: ``defenses`` (Table 6), ``engine``, ``harness`` or ``scale``, and a line on their origin.
+
+    Table 6 is drawn from a folder's records too. A folder without any such JSON is told of as what it is.
+    """
     if what not in _TABLES:
         raise UserError(f"timing: found {what!r}; expected one of: {', '.join(_TABLES)}")
     kind, draw = _TABLES[what]
+    if what == "defenses" and (path / FILE).is_file():
+        return _of_records(path)
+    if not path.is_file() and not list(path.glob("*.json")):
+        return f"{NONE}\n"
     timings = [timing for timing in read(path) if timing.info.get("kind") == kind]
     if not timings:
-        raise UserError(f"timing: found no {what} in {path.name}; expected JSON that the timing suite wrote")
+        return f"{NONE}\n"
     parts = [f"**{markdown.escape(group)}**\n\n{draw(members)}" for group, members in _groups(timings)]
     return "\n\n".join([*parts, _source(timings)]) + "\n"
+
+
+def _of_records(folder: Path) -> str:
+    parts = []
+    for group in groups(read_records(folder).rows):
+        titled = paper.tables(group)
+        parts += [
+            f"**{markdown.escape(group.title)}**\n\n{markdown.table(one.table)}" for one in titled if one.stem == STEM
+        ]
+    return "\n\n".join(parts or [NONE]) + "\n"
 
 
 def milliseconds(seconds: float) -> str:
