@@ -172,7 +172,6 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
     after = before if untouched else prepared.scorer.score(run.result.model)
     gap = prepared.scorer.error_gap(run.result.model, clean, after) if len(clean.labels) else None
     evasion = _evasion(cell, prepared, run.result.model)
-    rating = None if cell.is_clean else der(before, after, seed=derive_seed("der", cell.id))
     effect = run.seconds_to_effect
     if effect is None and _has_effect(before, after):
         effect = run.seconds
@@ -184,13 +183,7 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
         victim=figures,
         acc=after.acc,
         acc_interval=after.acc_interval,
-        asr=None if cell.is_clean else after.asr,
-        asr_interval=None if cell.is_clean else after.asr_interval,
-        ra=None if cell.is_clean else after.ra,
-        ra_interval=None if cell.is_clean else after.ra_interval,
-        triggers=tuple(TriggerScores(**row) for row in _rows(cell, after)),
-        der=rating.value if rating else None,
-        der_interval=rating.interval if rating else None,
+        **_of_the_attack(cell, before, after),
         error_gap=gap.value if gap else None,
         error_gap_interval=gap.interval if gap else None,
         evasion_accuracy=evasion.value if evasion else None,
@@ -203,6 +196,22 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
         rounds=tuple(run.rounds),
         details=jsonable(run.result.details),
     )
+
+
+def _of_the_attack(cell: Cell, before: Scores, after: Scores) -> dict[str, Any]:
+    """The fields of ``Record`` that a clean model has not."""
+    if cell.is_clean:
+        return {}
+    rating = der(before, after, seed=derive_seed("der", cell.id))
+    return {
+        "asr": after.asr,
+        "asr_interval": after.asr_interval,
+        "ra": after.ra,
+        "ra_interval": after.ra_interval,
+        "triggers": tuple(TriggerScores(**row) for row in _rows(cell, after)),
+        "der": rating.value,
+        "der_interval": rating.interval,
+    }
 
 
 def _victim_figures(cell: Cell, prepared: Prepared) -> VictimFigures:
@@ -281,7 +290,7 @@ def _defend(cell: Cell, prepared: Prepared, clean: LabelledImages, device: torch
         scores = prepared.tracer.score(current)
         if not effect and _has_effect(prepared.before_traced, scores):
             effect.append(clock.seconds)
-        rounds.append({**_round_figures(scores), "seconds": clock.seconds, **jsonable(info)})
+        rounds.append({**_round_figures(scores), **jsonable(info), "elapsed_seconds": clock.seconds})
         passes.enabled = True
         memory.resume()
         clock.start()
