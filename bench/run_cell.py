@@ -107,7 +107,6 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
     after = before if untouched else prepared.scorer.score(result.model)
     gap = prepared.scorer.error_gap(result.model, clean, after) if len(clean.labels) else None
     evasion = _evasion(cell, prepared, result.model)
-    rating = None if cell.is_clean else der(before, after, seed=derive_seed("der", cell.id))
     effect = trace.seconds_to_effect
     if effect is None and has_effect(before.acc, after.acc, after.asr):
         effect = run.seconds
@@ -119,13 +118,7 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
         victim=figures,
         acc=after.acc,
         acc_interval=after.acc_interval,
-        asr=None if cell.is_clean else after.asr,
-        asr_interval=None if cell.is_clean else after.asr_interval,
-        ra=None if cell.is_clean else after.ra,
-        ra_interval=None if cell.is_clean else after.ra_interval,
-        triggers=tuple(TriggerScores(**row) for row in _rows(cell, after)),
-        der=rating.value if rating else None,
-        der_interval=rating.interval if rating else None,
+        **_of_the_attack(cell, before, after),
         error_gap=gap.value if gap else None,
         error_gap_interval=gap.interval if gap else None,
         evasion_accuracy=evasion.value if evasion else None,
@@ -138,6 +131,22 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
         rounds=tuple(trace.rounds),
         details=jsonable(result.details),
     )
+
+
+def _of_the_attack(cell: Cell, before: Scores, after: Scores) -> dict[str, Any]:
+    """The fields of ``Record`` that a clean model has not."""
+    if cell.is_clean:
+        return {}
+    rating = der(before, after, seed=derive_seed("der", cell.id))
+    return {
+        "asr": after.asr,
+        "asr_interval": after.asr_interval,
+        "ra": after.ra,
+        "ra_interval": after.ra_interval,
+        "triggers": tuple(TriggerScores(**row) for row in _rows(cell, after)),
+        "der": rating.value,
+        "der_interval": rating.interval,
+    }
 
 
 def _victim_figures(cell: Cell, prepared: Prepared) -> VictimFigures:
@@ -203,7 +212,7 @@ class _Trace:
         scores = self._prepared.tracer.score(current)
         if self.seconds_to_effect is None and has_effect(self._prepared.before_traced.acc, scores.acc, scores.asr):
             self.seconds_to_effect = seconds
-        self.rounds.append({**_round_figures(scores), "seconds": seconds, **jsonable(info)})
+        self.rounds.append({**_round_figures(scores), **jsonable(info), "elapsed_seconds": seconds})
 
 
 def _round_figures(scores: Scores) -> dict[str, Any]:

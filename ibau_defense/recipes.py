@@ -156,7 +156,7 @@ REFERENCE_GTSRB = replace(REFERENCE, ascent=Ascent(steps=0, step_size=1.0, optim
 
 FAST = Recipe(
     rounds=4,
-    batch_size=104,
+    batch_size=64,
     shuffle=True,
     delta_per="round",
     starts=MultiStart(),
@@ -168,14 +168,14 @@ FAST = Recipe(
     mixed="directional",
     implicit=False,
     implicit_share=0.5,
-    carriers=(0.15, 0.1, 0.05, 0.05, 0.05),
+    carriers=(0.15, 0.09, 0.046, 0.046, 0.046),
     rounding="up",
     outer_optimizer="adam",
-    outer_lr=0.0025,
+    outer_lr=0.002,
     schedule="cosine",
-    warmup=4,
-    outer_steps=12,
-    guard=GuardSettings(every=12, loss_rise=2.0, accuracy_drop=0.4, retries=2),
+    warmup=5,
+    outer_steps=15,
+    guard=GuardSettings(every=15, loss_rise=2.0, accuracy_drop=0.4, retries=2),
     autocast=True,
     channels_last=True,
 )

@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("no_clock", deadline=None)  # no test measures time, nor fails for want of it
+settings.load_profile("no_clock")
 
 REALDATA = "IBAU_BENCH_REALDATA"
 

@@ -13,7 +13,7 @@ SHAPES = st.sampled_from([(1, 1, 1), (3, 4, 4), (1, 2, 5)])
 
 
 @pytest.mark.parametrize("name", list(BALLS))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shape=SHAPES, radius=st.floats(0.0, 5.0), scale=st.floats(0.0, 10.0), seed=st.integers(0, 999))
 def test_projection_is_inside_idempotent_and_nearest(
     name: str, shape: tuple[int, ...], radius: float, scale: float, seed: int

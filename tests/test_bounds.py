@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.theory.concave import Problem, implicit_error, quadratic, unrolled_error
@@ -15,7 +15,6 @@ from ibau_defense import FunctionObjective
 from ibau_defense.bounds import HypergradientConstants, hypergradient_constants
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10_000), steps=st.integers(1, 60), solver_steps=st.integers(1, 60))
 def test_the_error_of_random_quadratics_is_under_the_bound(seed: int, steps: int, solver_steps: int) -> None:
     problem = quadratic(seed)
@@ -23,7 +22,6 @@ def test_the_error_of_random_quadratics_is_under_the_bound(seed: int, steps: int
     assert implicit_error(problem, steps, solver_steps) <= bound * (1 + 1e-9) + 1e-12 * problem.constants.c3  # rounding
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_error_and_bound_vanish_together(seed: int) -> None:
     problem = quadratic(seed, condition=4.0)
@@ -34,7 +32,6 @@ def test_error_and_bound_vanish_together(seed: int) -> None:
         assert error < 1e-10 * max(1.0, bounds[0])
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10_000), steps=st.integers(1, 40))
 def test_a_problem_that_is_not_quadratic(seed: int, steps: int) -> None:
     """Curvature that depends on δ: G = ⟨δ, Bθ⟩ − ½‖δ‖² − Σ log cosh δ, with ρ̂₁ ≤ max |tanh''| < 0.7699."""

@@ -145,7 +145,7 @@ def test_garbage_is_one_line(name: str, tmp_path: Path) -> None:
     assert "weights_only" not in str(caught.value)  # torch's advice to unpickle freely is not passed on
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(junk=b"G", cut=0, suffix=".pth")  # a number cut short: struct.error
 @given(junk=st.binary(max_size=200), cut=st.integers(0, 400), suffix=st.sampled_from([".pth", ".safetensors"]))
 def test_no_file_gets_past_as_another_error(junk: bytes, cut: int, suffix: str, tmp_path: Path) -> None:

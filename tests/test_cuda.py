@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import rank_cases
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ibau_defense import Network, UniversalLoss
@@ -59,7 +59,6 @@ def test_the_cpu_is_left_alone() -> None:
     assert micro_batch(UniversalLoss(network, images, labels), 10**9) is None
 
 
-@settings(deadline=None)
 @given(free=st.integers(0, 10**12), per_image=st.integers(1, 10**9), count=st.integers(1, 10**5))
 def test_micro_batches_fit_and_are_even(free: int, per_image: int, count: int) -> None:
     size = micro_batch_of(free, per_image, count, share=0.5)

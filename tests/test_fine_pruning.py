@@ -41,7 +41,7 @@ def context(**changes: Any) -> DefenseContext:
     return DefenseContext(num_classes=3, device=CPU, seed=0, **changes)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.sets(st.integers(0, 127)), st.integers(0, 5))
 def test_a_mask_is_the_zeroing_of_what_the_head_reads(pruned: set[int], count: int) -> None:
     torch.manual_seed(1)

@@ -70,7 +70,6 @@ def test_theorem_3_derived() -> None:
     assert found.complexity == pytest.approx(48 * math.log(400) * (30 + 20 * 0.5) * root / (2 * 400) * spread)
 
 
-@settings(deadline=None)
 @given(form=form_of, radius=positive, margin=positive, count=st.integers(1, 10**7), k=st.integers(2, 50), grow=positive)
 def test_theorem_2_falls_with_n_and_grows_with_the_radius(
     form: Any, radius: float, margin: float, count: int, k: int, grow: float
@@ -83,7 +82,6 @@ def test_theorem_2_falls_with_n_and_grows_with_the_radius(
     assert wider == here.complexity if form == "printed" else wider < here.complexity  # (5) has no margin there
 
 
-@settings(deadline=None)
 @given(form=form_of, radius=positive, margin=positive, count=st.integers(8, 10**7), grow=positive, pixel=positive)
 def test_theorem_3_grows_with_the_radius_and_falls_with_the_margin(
     form: Any, radius: float, margin: float, count: int, grow: float, pixel: float
@@ -94,7 +92,6 @@ def test_theorem_3_grows_with_the_radius_and_falls_with_the_margin(
     assert network_bound(TWO, **{**base, "margin": margin + grow}).complexity < here.complexity
 
 
-@settings(deadline=None)
 @given(radius=st.floats(0, 100), count=st.integers(8, 10**7), more=st.integers(1, 10**6), pixel=positive)
 def test_theorem_3_derived_falls_with_n(radius: float, count: int, more: int, pixel: float) -> None:
     """For images of one size, ‖X‖ = χ√n; ln(n)/√n falls from e² on."""
@@ -119,7 +116,6 @@ def test_theorem_3_as_printed_does_not_fall_with_n() -> None:
     assert without == sorted(without, reverse=True)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 999), classes=st.integers(2, 5), low=positive, grow=positive)
 def test_the_risk_bounds_the_error_and_grows_with_the_margin(seed: int, classes: int, low: float, grow: float) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -198,7 +194,7 @@ def test_a_bias_counts_as_a_weight() -> None:
         assert first.total == pytest.approx(second.total)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 999), radius=st.floats(0, 2))
 def test_a_linear_network_gets_more_from_theorem_2(seed: int, radius: float) -> None:
     """One layer without bias is in both theorems; Dudley's integral costs more than contraction."""

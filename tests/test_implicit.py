@@ -87,7 +87,7 @@ def test_gradcheck_on_the_boundary_of_each_ball(ball: Ball, scale: float) -> Non
     assert torch.autograd.gradcheck(respond, (theta,), eps=1e-5, atol=1e-5, rtol=1e-4)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), size=st.integers(1, 6), width=st.integers(1, 5))
 def test_closed_form_of_quadratics(seed: int, size: int, width: int) -> None:
     """δ(θ) = Q⁻¹Bθ, so (∇δ)ᵀv = BᵀQ⁻¹v."""

@@ -74,7 +74,7 @@ def test_rounds_show_the_teacher_and_then_the_student() -> None:
     assert result.details["betas"] == [500.0, 1000.0, 1000.0]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.integers(1, 6), st.integers(6, 12), st.integers(6, 12))
 def test_every_augmented_image_is_a_shifted_mirrored_holed_one(seed: int, count: int, height: int, width: int) -> None:
     images = 0.1 + 0.9 * torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed))

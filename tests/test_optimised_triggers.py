@@ -21,7 +21,7 @@ from adapters.attacks.smooth import Smooth
 from adapters.attacks.spectrum import dct2, idct2, low_band
 from adapters.attacks.trojan import TrojanSquare, TrojanWatermark
 
-light = settings(deadline=None, max_examples=6)
+light = settings(max_examples=6)
 shapes = st.tuples(st.sampled_from([1, 3]), st.integers(4, 16), st.integers(4, 16))
 QUICK: dict[str, Fit] = {
     "l0_inv": L0Invisible(steps=3),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import rank_cases
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rank_cases import CASES, TIMEOUT
 
@@ -68,7 +68,6 @@ def test_one_rank_out_of_time_stops_all(two_ranks: list[dict[str, Any]]) -> None
     assert [rank["timeout"] for rank in two_ranks] == ["timeout", "timeout"]
 
 
-@settings(deadline=None)
 @given(count=st.integers(0, 1000), size=st.integers(1, 17))
 def test_shares_cut_everything_into_parts_that_differ_by_one_at_most(count: int, size: int) -> None:
     parts = [list(range(count))[share_of(count, rank, size)] for rank in range(size)]

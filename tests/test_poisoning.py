@@ -11,7 +11,7 @@ from adapters.attacks import AllToAll, AllToOne, CleanLabel, build, poison, pois
 from adapters.errors import UserError
 from adapters.protocols import LabelledImages, LabelMap
 
-light = settings(deadline=None, max_examples=20)
+light = settings(max_examples=20)
 SHAPE = (3, 8, 8)
 
 

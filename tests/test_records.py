@@ -76,7 +76,7 @@ def test_a_record_must_be_of_its_cell(tmp_path: Path) -> None:
         RecordStore(tmp_path).append(record("none").model_copy(update={"id": "0" * 16}))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_cut_anywhere_loses_no_intact_record(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("cut")

@@ -142,7 +142,7 @@ BASE = fake.record(fake.cell())
 SPOTS = st.sampled_from([*((key,) for key in BASE), *(("cell", key) for key in BASE["cell"]), ("cell", "mix")])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(SPOTS, JSON), max_size=4))
 def test_no_record_stops_the_report(changes: list[tuple[tuple[str, ...], Any]]) -> None:
     """Whatever JSON stands where in a record, the others are still told of, in every format without figures."""

@@ -209,7 +209,7 @@ def test_rounds_are_scored_and_neither_counted_nor_timed(runner: CellRunner) -> 
     assert (record.passes.forward, record.passes.backward) == (12, 12)
     assert [row["loss"] for row in record.rounds] == [None, 1]
     assert record.rounds[0]["norm"] == 2.0
-    assert all({"acc", "asr", "seconds"} <= set(row) for row in record.rounds)
+    assert all({"acc", "asr", "elapsed_seconds"} <= set(row) for row in record.rounds)
 
 
 def test_rounds_are_scored_on_a_sample_and_what_comes_out_on_all(

@@ -21,7 +21,7 @@ from bench.splits import split_test
 
 CPU = torch.device("cpu")
 SHAPE = (3, 8, 8)
-light = settings(deadline=None, max_examples=25)
+light = settings(max_examples=25)
 Attacks = list[tuple[Trigger, LabelMap]]
 
 

@@ -45,7 +45,7 @@ def solver(name: str, **settings: float) -> Solver:
 
 
 @pytest.mark.parametrize("name", ITERATIVE)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     eigenvalues=st.lists(st.floats(0.2, 3.0), min_size=1, max_size=12),
     seed=st.integers(0, 1000),
@@ -63,7 +63,7 @@ def test_agrees_with_dense_on_positive_definite(name: str, eigenvalues: list[flo
 
 
 @pytest.mark.parametrize("name", INDEFINITE_SAFE)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     positive=st.lists(st.floats(0.3, 2.0), min_size=1, max_size=6),
     negative=st.lists(st.floats(-2.0, -0.3), min_size=1, max_size=6),

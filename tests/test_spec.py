@@ -49,7 +49,7 @@ def test_radius_has_a_default_where_a_defense_uses_it(folder: Path) -> None:
     assert [cell.radius for cell in plan.cells] == [None, 10.0]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     ratios=st.lists(st.floats(0.01, 0.9), min_size=1, max_size=3, unique=True),
     sizes=st.lists(st.integers(1, 50), min_size=1, max_size=3, unique=True),
@@ -222,7 +222,7 @@ def test_every_sweep_file_is_plain_yaml_with_known_keys(name: str) -> None:
     assert set(tree) <= set(spec.SweepFile.model_fields)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=200))
 def test_any_text_is_a_tree_or_an_error_of_ours(text: str) -> None:
     try:

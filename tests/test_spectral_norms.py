@@ -41,7 +41,7 @@ def convolutions(chosen: st.DrawFn) -> Convolution:
     )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(found=convolutions())
 def test_a_convolution_is_its_dense_matrix(found: Convolution) -> None:
     shape = (found.weight.shape[1] * found.groups, *found.image_shape[1:])

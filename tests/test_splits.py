@@ -11,7 +11,7 @@ from adapters.errors import UserError
 from adapters.protocols import ImageTensors, LabelledImages
 from bench.splits import clean_indices, split_test
 
-light = settings(deadline=None, max_examples=40)
+light = settings(max_examples=40)
 
 
 def data_of(labels: torch.Tensor, pool_size: int, classes: int) -> ImageTensors:

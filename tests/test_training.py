@@ -105,7 +105,7 @@ def test_divergence_has_a_name() -> None:
         train(model, images, labels, Training(epochs=3), CPU, 0)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     height=st.integers(1, 9),
     width=st.integers(1, 9),

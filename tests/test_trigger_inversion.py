@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -184,7 +184,6 @@ def test_classes_in_one_pass_or_in_many_give_the_same() -> None:
     torch.testing.assert_close(found[0].triggers.masks, found[1].triggers.masks, rtol=1e-4, atol=1e-5)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1000), st.floats(0.05, 1.0))
 def test_images_carry_flagged_triggers_and_others_stay(seed: int, share: float) -> None:
     images = torch.full((200, 1, 2, 2), 0.5)

@@ -18,7 +18,7 @@ from adapters.attacks.wanet import WaNet
 from adapters.errors import UserError
 from adapters.protocols import Trigger
 
-light = settings(deadline=None, max_examples=25)
+light = settings(max_examples=25)
 shapes = st.tuples(st.sampled_from([1, 3]), st.integers(4, 40), st.integers(4, 40))
 
 

@@ -125,7 +125,7 @@ def test_what_is_no_number_counts_as_zero() -> None:
     assert np.allclose(tsne.tidy(rows), [[0, -1], [0, 1], [0, 0]])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32), st.integers(0, 20))
 def test_the_share_counts_images_among_their_own_class(seed: int, moved: int) -> None:
     """Two classes far apart, twelve clean images each; ``moved`` of twenty triggered ones lie at the other class."""

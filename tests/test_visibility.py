@@ -12,7 +12,7 @@ from scipy import ndimage
 from adapters.attacks import build, visibility
 from adapters.attacks.visibility import ssim
 
-light = settings(deadline=None, max_examples=20)
+light = settings(max_examples=20)
 
 
 def scipys_ssim(first: np.ndarray, second: np.ndarray) -> float:

@@ -60,7 +60,7 @@ def explore(cell: Cell, prepared: Prepared, device: torch.device) -> Stretch:
     acc = prepared.before_traced.acc
     rounds = enumerate(record.rounds, start=1)
     last = next((number for number, row in rounds if has_effect(acc, row["acc"], row["asr"])), None)
-    return Stretch(record, last, record.rounds[last - 1]["seconds"] if last else record.seconds)
+    return Stretch(record, last, record.rounds[last - 1]["elapsed_seconds"] if last else record.seconds)
 
 
 def time_to_effect(benchmark: Any, cell: Cell, prepared: Prepared, device: torch.device, budget: float) -> None:

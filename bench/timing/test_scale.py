@@ -83,5 +83,6 @@ def test_records(benchmark: Any, tmp_path: Path, facts: dict[str, Any]) -> None:
 
 def _record(cell: Cell) -> Record:
     """About as long as a real one."""
-    rounds = tuple({"acc": 0.98, "asr": 0.01, "images": 898, "seconds": 1.0 + k, "delta_norm": 9.9} for k in range(4))
+    one = {"acc": 0.98, "asr": 0.01, "images": 898, "delta_norm": 9.9}
+    rounds = tuple({**one, "elapsed_seconds": 1.0 + k} for k in range(4))
     return Record(id=cell.id, cell=cell, status="ok", acc=0.98, asr=0.01, ra=0.97, der=0.99, seconds=4.0, rounds=rounds)
