@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapters import datasets, defenses
 from adapters.attacks import Visibility
+from adapters.errors import printable
 from adapters.protocols import (
     Defense,
     DefenseContext,
@@ -28,23 +29,29 @@ from adapters.protocols import (
     TrainingContext,
     TrainingData,
 )  # fmt: skip
+from bench.attempts import free_memory, is_out_of_memory, run_within_memory
 from bench.cells import Cell, content_hash
 from bench.clock import load_what_torch_loads_late, now
 from bench.evasion import evasion_accuracy
 from bench.memory import PeakMemory
 from bench.provenance import Commit, provenance
 from bench.records import Passes, Record, Status, TriggerFigures, TriggerScores, Tsne, VictimFigures, jsonable
+from bench.returned import checked
 from bench.scoring import TRACE_IMAGES, Estimate, Scorer, Scores, der
 from bench.seeds import derive_seed
 from bench.splits import Split, clean_indices, split_test
 from bench.tsne import lay_out
 from bench.victims import Victim, VictimStore, new_model, poisoned_training_set
+from bench.watchdog import OverdueError, Watchdog
 
 logger = logging.getLogger(__name__)
 
 EFFECT_ASR = 0.2
 EFFECT_ACC_LOSS = 0.1
 """A defense has taken effect once ASR is below the one and ACC has fallen by at most the other (Table 6)."""
+
+REASON_LETTERS = 2000
+"""How much of an exception's message a record keeps."""
 
 Value = TypeVar("Value")
 
@@ -153,9 +160,13 @@ class CellRunner:
         source = provenance(self._device, self._commit)
         try:
             return run_cell(cell, self.prepare(cell), self._device).model_copy(update={"provenance": source})
-        except Exception as error:  # the boundary: whatever a plug-in raises ends here
+        except (Exception, SystemExit) as error:  # the boundary: whatever a plug-in raises ends here
             logger.debug("cell %s failed", cell.id, exc_info=True)
-            return Record(id=cell.id, cell=cell, status="failed", reason=reason(error), provenance=source)
+            why, short = reason(error), is_out_of_memory(error)
+        if short:  # outside the handler, whose traceback keeps tensors alive that the next cell may need the room of
+            free_memory()
+            why = f"out of memory: {why}"
+        return Record(id=cell.id, cell=cell, status="failed", reason=why, provenance=source)
 
 
 def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
@@ -167,7 +178,12 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
         why = f"the victim's ASR is {before.asr:.4f}; expected at least {least:.4f} (min_asr {cell.min_asr:g})"
         return Record(id=cell.id, cell=cell, status="attack_failed", reason=why, victim=figures)
     clean = _clean_set(cell, prepared, device)
-    run = _defend(cell, prepared, clean, device)
+    try:
+        run, attempts = run_within_memory(
+            build_defense(cell), len(clean.labels), lambda bound: _defend(cell, prepared, clean, device, bound)
+        )
+    except OverdueError as error:
+        return Record(id=cell.id, cell=cell, status="timeout", reason=str(error), victim=figures)
     untouched = _fingerprint(run.result.model) == _fingerprint(prepared.victim.model)
     after = before if untouched else prepared.scorer.score(run.result.model)
     gap = prepared.scorer.error_gap(run.result.model, clean, after) if len(clean.labels) else None
@@ -201,7 +217,7 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
         peak_memory_bytes=run.peak_memory,
         passes=run.passes,
         rounds=tuple(run.rounds),
-        details=jsonable(run.result.details),
+        details=jsonable({**run.result.details, **attempts}),
     )
 
 
@@ -265,17 +281,20 @@ def _fingerprint(model: nn.Module) -> str:
     return total.hexdigest()
 
 
-def _defend(cell: Cell, prepared: Prepared, clean: LabelledImages, device: torch.device) -> _Run:
+def _defend(
+    cell: Cell, prepared: Prepared, clean: LabelledImages, device: torch.device, micro_batch: int | None = None
+) -> _Run:
     """Run the defense on a copy of the victim; the clock, the counter and the memory watch stop while scoring."""
     defense = build_defense(cell)
     model = copy.deepcopy(prepared.victim.model)
-    clock, passes = Clock(device), PassCounter()
+    clock, passes, watchdog = Clock(device), PassCounter(), Watchdog(cell.time_limit)
     detach = passes.attach(model)
     rounds: list[dict[str, Any]] = []
     effect: list[float] = []
 
     def on_round(current: nn.Module, info: Mapping[str, Any]) -> None:
         clock.stop()
+        watchdog.stop()
         memory.pause()
         passes.enabled = False
         scores = prepared.tracer.score(current)
@@ -284,6 +303,7 @@ def _defend(cell: Cell, prepared: Prepared, clean: LabelledImages, device: torch
         rounds.append({**_round_figures(scores), "seconds": clock.seconds, **jsonable(info)})
         passes.enabled = True
         memory.resume()
+        watchdog.start()
         clock.start()
 
     limit = cell.time_limit
@@ -295,6 +315,7 @@ def _defend(cell: Cell, prepared: Prepared, clean: LabelledImages, device: torch
         "deadline": None if limit is None else time.monotonic() + limit,
         "on_round": on_round,
         "passes": passes,
+        "micro_batch": micro_batch,
         "clock": clock,
         "limit": limit,
     }
@@ -302,14 +323,24 @@ def _defend(cell: Cell, prepared: Prepared, clean: LabelledImages, device: torch
     if defense.needs_training_data:
         context = _TimedTrainingContext(**given, **_training_data(cell, prepared, passes))
     memory = PeakMemory(device)
-    clock.start()
-    result = defense.run(model, clean, context)
-    clock.stop()
+    watchdog.start()
+    try:
+        clock.start()
+        result = defense.run(model, clean, context)
+        clock.stop()
+    finally:
+        watchdog.stop()
     memory.pause()
     passes.enabled = False
     detach()
+    result = checked(result, defense.name, _probe(prepared, device), prepared.data.num_classes)
     counted = Passes(**passes.as_dict())
     return _Run(result, clock.seconds, effect[0] if effect else None, memory.bytes, counted, rounds)
+
+
+def _probe(prepared: Prepared, device: torch.device) -> Tensor:
+    """Two test images, float32 in [0, 1], on ``device``."""
+    return prepared.data.test.images[:2].to(device).float().div_(255)
 
 
 def _round_figures(scores: Scores) -> dict[str, Any]:
@@ -361,7 +392,12 @@ def _has_effect(before: Scores, after: Scores) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """One line: the exception and the last frame of its traceback."""
+    """One line of printable text: the exception and the last frame of its traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
-    return " ".join(f"{type(error).__name__}: {error}{where}".split())
+    try:
+        message = str(error)
+    except Exception:  # a plug-in's exception may do anything when it is shown
+        message = "its message cannot be shown"
+    text = f"{type(error).__name__}: {message[:REASON_LETTERS]}{where}"
+    return printable(" ".join(text.split()))

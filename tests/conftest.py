@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "faults", max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
+)  # what ``tox -e faults`` asks for
 
 REALDATA = "IBAU_BENCH_REALDATA"
 

@@ -11,8 +11,13 @@ and this command puts between the two lines the table of those records: a line f
     <!-- plot: results/engine 2-gtsrb-asr-spread -->
     <!-- /plot -->
 
-get the report's figure of that name, which is written to ``figures/`` beside the document. ``--check`` writes nothing
-and exits with 1 where a document is stale; whether a figure's bytes are, it does not say: they vary with fonts.
+get the report's figure of that name, which is written to ``figures/`` beside the document; and blocks of the form
+
+    <!-- faults: results/faults -->
+    <!-- /faults -->
+
+what became of injected faults (``bench.report.faults``). ``--check`` writes nothing and exits with 1 where a document
+is stale; whether a figure's bytes are, it does not say: they vary with fonts.
 """
 
 from __future__ import annotations
@@ -27,10 +32,12 @@ from typing import Any
 
 from adapters.errors import UserError
 from bench.records import Record, RecordStore
+from bench.report import faults
 from bench.report.page import Drawn, compose
 from bench.report.rows import read
 
 BLOCK = re.compile(r"(<!-- records: (?P<folder>\S+) rows: (?P<rows>\S+) -->\n).*?(<!-- /records -->)", re.DOTALL)
+FAULTS = re.compile(r"(<!-- faults: (?P<folder>\S+) -->\n).*?(<!-- /faults -->)", re.DOTALL)
 PLOT = re.compile(r"(<!-- plot: (?P<folder>\S+) (?P<stem>\S+) -->\n).*?(<!-- /plot -->)", re.DOTALL)
 SCORED = ("ok", "no_trigger_detected")
 
@@ -61,8 +68,12 @@ def embed(text: str, root: Path) -> str:
             raise UserError(f"records: found none in {match['folder']}; expected a folder with records.jsonl")
         return match[1] + table(records, match["rows"].split(",")) + match[4]
 
+    def tell(match: re.Match[str]) -> str:
+        return match[1] + faults.markdown(faults.read(root / match["folder"])) + match[3]
+
     return PLOT.sub(
-        lambda match: f"{match[1]}![{_caption(match)}]({_figure(match)})\n{match[4]}", BLOCK.sub(fill, text)
+        lambda match: f"{match[1]}![{_caption(match)}]({_figure(match)})\n{match[4]}",
+        FAULTS.sub(tell, BLOCK.sub(fill, text)),
     )
 
 
