@@ -139,7 +139,8 @@ class DefenseContext:
     ``radius`` is C_delta, the norm bound in the units of pixels in [0, 1]. ``seed`` is the root of every random
     choice the defense makes. After each of its rounds a defense calls ``on_round(model, info)``; the harness
     stops its clock, scores the model and keeps ``info`` (JSON-able diagnostics). ``deadline`` is a value of
-    ``time.monotonic()`` past which the defense stops with what it has.
+    ``time.monotonic()`` past which the defense stops with what it has. ``micro_batch``, if given, is how many images
+    may go through the network at once: an earlier attempt ran out of memory (``Defense.bounds_memory``).
     """
 
     num_classes: int
@@ -149,6 +150,7 @@ class DefenseContext:
     deadline: float | None = None
     on_round: Callable[[nn.Module, Mapping[str, Any]], None] = _ignore_round
     passes: PassCounter = field(default_factory=PassCounter)
+    micro_batch: int | None = None
 
     def out_of_time(self) -> bool:
         return self.deadline is not None and time.monotonic() > self.deadline
@@ -203,6 +205,9 @@ class Defense(BaseModel):
     uses: ClassVar[frozenset[str]] = frozenset({"clean_size"})
     needs_training_data: ClassVar[bool] = False
     """Whether ``run`` gets a ``TrainingContext``: the poisoned training data besides the clean set."""
+    bounds_memory: ClassVar[bool] = False
+    """Whether ``run`` keeps to ``context.micro_batch`` and gives the same result under it: it is then run again, in
+    smaller and smaller ones, when memory runs out."""
 
     def check(self, key: str) -> None:
         """Raise ``UserError``, naming the setting under ``key``, for settings that do not go together."""

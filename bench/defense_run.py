@@ -31,6 +31,7 @@ from bench.scoring import Scorer, Scores
 from bench.seeds import derive_seed
 from bench.splits import Split, clean_indices
 from bench.victims import Victim, new_model, poisoned_training_set
+from bench.watchdog import Watchdog
 
 EFFECT_ASR = 0.2
 EFFECT_ACC_LOSS = 0.1
@@ -99,6 +100,7 @@ class DefenseRun:
 
     Args:
         on_round: called after each round of the defense, while clock, counter and memory watch stand still.
+        micro_batch: how many images may go through the network at once, after an attempt that ran out of memory.
         watch_memory: whether to find the peak of memory, which takes a moment at either end of each round.
     """
 
@@ -110,19 +112,24 @@ class DefenseRun:
         device: torch.device,
         on_round: OnRound,
         *,
+        micro_batch: int | None = None,
         watch_memory: bool = True,
     ) -> None:
         self._defense, self._clean, self._on_round = build_defense(cell), clean, on_round
         self._model = copy.deepcopy(prepared.victim.model)
-        self._clock, self._passes = Clock(device), PassCounter()
+        self._clock, self._passes, self._watchdog = Clock(device), PassCounter(), Watchdog(cell.time_limit)
         self._detach = self._passes.attach(self._model)
-        self._context = self._make_context(cell, prepared)
+        self._context = self._make_context(cell, prepared, micro_batch)
         self._memory = PeakMemory(device) if watch_memory else None
 
     def run(self) -> DefenseResult:
-        """What the defense returns. Raises whatever it or ``on_round`` raises, and is at rest then too."""
-        self._clock.start()
+        """What the defense returns. Raises whatever it or ``on_round`` raises, and is at rest then too.
+
+        Also raises ``OverdueError``, long after the cell's time limit.
+        """
+        self._watchdog.start()
         try:
+            self._clock.start()
             return self._defense.run(self._model, self._clean, self._context)
         finally:
             self._rest()
@@ -142,6 +149,7 @@ class DefenseRun:
         return Passes(**self._passes.as_dict())
 
     def _rest(self) -> None:
+        self._watchdog.stop()
         self._clock.stop()
         if self._memory:
             self._memory.pause()
@@ -153,9 +161,10 @@ class DefenseRun:
         self._passes.enabled = True
         if self._memory:
             self._memory.resume()
+        self._watchdog.start()
         self._clock.start()
 
-    def _make_context(self, cell: Cell, prepared: Prepared) -> DefenseContext:
+    def _make_context(self, cell: Cell, prepared: Prepared, micro_batch: int | None) -> DefenseContext:
         limit = cell.time_limit
         given: dict[str, Any] = {
             "num_classes": prepared.data.num_classes,
@@ -165,6 +174,7 @@ class DefenseRun:
             "deadline": None if limit is None else time.monotonic() + limit,
             "on_round": self._round,
             "passes": self._passes,
+            "micro_batch": micro_batch,
             "clock": self._clock,
             "limit": limit,
         }

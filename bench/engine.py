@@ -19,6 +19,7 @@ from bench.cells import Cell
 from bench.cluster import Grant
 from bench.jobs import Job, JobQueue
 from bench.memory import keep_freed_pages
+from bench.outbox import Outbox
 from bench.provenance import Commit
 from bench.records import Record, RecordStore
 from bench.run_cell import CellRunner, reason
@@ -118,12 +119,15 @@ class _NotPickled:
 class QueueSearcher(_NotPickled, Searcher):  # type: ignore[misc]
     """Hands the queue's jobs to Tune as its "suggestions"."""
 
-    def __init__(self, queue: JobQueue, limit: int | None) -> None:
+    def __init__(self, queue: JobQueue, limit: int | None, outbox: Outbox) -> None:
         super().__init__()
-        self.queue, self.jobs, self._limit = queue, dict[str, Job](), limit
+        self.queue, self.jobs, self._limit, self._outbox = queue, dict[str, Job](), limit, outbox
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self.queue.finished():
+        self._outbox.flush()
+        if self._outbox.blocked and not self._outbox.exhausted:  # what is computed now could not be kept
+            return None
+        if self.queue.finished() or self._outbox.exhausted:
             return str(Searcher.FINISHED)
         if self._limit is not None and len(self.jobs) >= self._limit:
             return None
@@ -140,8 +144,8 @@ class QueueSearcher(_NotPickled, Searcher):  # type: ignore[misc]
 class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
     """Writes each record the moment its trial reports, and keeps queue, ledger and listener up to date."""
 
-    def __init__(self, searcher: QueueSearcher, store: RecordStore, portable: Portable, listener: Listener) -> None:
-        self._searcher, self._queue, self._store = searcher, searcher.queue, store
+    def __init__(self, searcher: QueueSearcher, outbox: Outbox, portable: Portable, listener: Listener) -> None:
+        self._searcher, self._queue, self._outbox = searcher, searcher.queue, outbox
         self._portable, self._listener = portable, listener
         self.ledger = Ledger()
 
@@ -179,6 +183,7 @@ class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
             self._fail(job, f"its worker died {RETRIES + 1} times, the last time because: {_cause(trial)}", 0.0)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._outbox.flush()
         self._listener.tick()
 
     def _fail(self, job: Job, why: str, seconds: float) -> None:
@@ -197,7 +202,7 @@ class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
         if record.provenance is not None:
             beside = {"cells_beside": self._queue.beside.get(job.key, 0)}
             record = record.model_copy(update={"provenance": record.provenance.model_copy(update=beside)})
-        self._store.append(self._portable(record))
+        self._outbox.put(self._portable(record))
 
     def _done(self, job: Job, status: str, seconds: float) -> None:
         self.ledger.last_end = time.monotonic()
@@ -217,14 +222,17 @@ def run_sweep(
 ) -> Ledger:
     """Run every job of ``queue`` on the Ray that is up; when this returns, each of its cells has its record.
 
+    Where the disk takes no record, nothing new is started until it does; raises ``NoRoomError`` if it does not in time.
+
     Args:
         portable: gives a record the paths it is stored with.
         limit: the most trials at once, where the cluster has room for more.
     """
     # Tune would otherwise start one worker after the other, and keep only one idle worker for the next job.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(grant.workers)
-    searcher = QueueSearcher(queue, limit)
-    recorder = Recorder(searcher, store, portable, listener)
+    outbox = Outbox(store)
+    searcher = QueueSearcher(queue, limit, outbox)
+    recorder = Recorder(searcher, outbox, portable, listener)
     scratch = store.folder / ".tune"
     shutil.rmtree(scratch, ignore_errors=True)
     trainable = tune.with_resources(
@@ -253,6 +261,7 @@ def run_sweep(
         tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        outbox.close()
     return recorder.ledger
 
 

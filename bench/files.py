@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +14,15 @@ def find(name: str, key: str, folders: Sequence[Path]) -> Path:
 
     Raises ``UserError`` naming ``key`` and every place looked at.
     """
-    given = Path(name).expanduser()
+    try:
+        given = Path(name).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise UserError(f"{key}: found {name!r}; expected a path without an unknown user's home") from error
     looked = [given.absolute()]
     if not given.is_absolute():
         looked += [(folder / name).absolute() for folder in folders]
     for path in looked:
-        if path.is_file():
+        if _is_file(path):
             return path.resolve()
     places = ", ".join(dict.fromkeys(str(path) for path in looked))
     raise UserError(f"{key}: found no file {name!r}; looked at: {places}")
@@ -35,3 +39,20 @@ def portable(path: str, folders: Sequence[Path]) -> str:
         except ValueError:
             continue
     return Path(path).name
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Raise ``UserError``, naming ``key``, unless files can be made in ``folder``, which is created."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{key}: cannot write to {folder} ({error.strerror}); expected a writable folder") from error
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or one that no file can have
+        return False

@@ -8,26 +8,33 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapters import datasets
-from adapters.protocols import ImageTensors, PassCounter
+from adapters.errors import printable
+from adapters.protocols import DefenseResult, ImageTensors, LabelledImages, PassCounter
+from bench.attempts import free_memory, is_out_of_memory, run_within_memory
 from bench.cells import Cell
 from bench.clock import load_what_torch_loads_late
-from bench.defense_run import DefenseRun, Prepared, clean_set, has_effect
+from bench.defense_run import DefenseRun, Prepared, build_defense, clean_set, has_effect
 from bench.evasion import evasion_accuracy
 from bench.provenance import Commit, provenance
-from bench.records import Record, Status, TriggerFigures, TriggerScores, Tsne, VictimFigures, jsonable
+from bench.records import Passes, Record, Status, TriggerFigures, TriggerScores, Tsne, VictimFigures, jsonable
+from bench.returned import checked
 from bench.scoring import TRACE_IMAGES, Estimate, Scorer, Scores, der
 from bench.seeds import derive_seed
 from bench.splits import split_test
 from bench.tsne import lay_out
 from bench.victims import Victim, VictimStore
+from bench.watchdog import OverdueError
 
 logger = logging.getLogger(__name__)
+
+REASON_LETTERS = 2000
+"""How much of an exception's message a record keeps."""
 
 Value = TypeVar("Value")
 
@@ -86,9 +93,13 @@ class CellRunner:
         source = provenance(self._device, self._commit)
         try:
             return run_cell(cell, self.prepare(cell), self._device).model_copy(update={"provenance": source})
-        except Exception as error:  # the boundary: whatever a plug-in raises ends here
+        except (Exception, SystemExit) as error:  # the boundary: whatever a plug-in raises ends here
             logger.debug("cell %s failed", cell.id, exc_info=True)
-            return Record(id=cell.id, cell=cell, status="failed", reason=reason(error), provenance=source)
+            why, short = reason(error), is_out_of_memory(error)
+        if short:  # outside the handler, whose traceback keeps tensors alive that the next cell may need the room of
+            free_memory()
+            why = f"out of memory: {why}"
+        return Record(id=cell.id, cell=cell, status="failed", reason=why, provenance=source)
 
 
 def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
@@ -100,21 +111,25 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
         why = f"the victim's ASR is {before.asr:.4f}; expected at least {least:.4f} (min_asr {cell.min_asr:g})"
         return Record(id=cell.id, cell=cell, status="attack_failed", reason=why, victim=figures)
     clean = clean_set(cell, prepared, device)
-    trace = _Trace(prepared)
-    run = DefenseRun(cell, prepared, clean, device, trace)
-    result = run.run()
-    untouched = _fingerprint(result.model) == _fingerprint(prepared.victim.model)
-    after = before if untouched else prepared.scorer.score(result.model)
-    gap = prepared.scorer.error_gap(result.model, clean, after) if len(clean.labels) else None
-    evasion = _evasion(cell, prepared, result.model)
-    effect = trace.seconds_to_effect
+    try:
+        run, attempts = run_within_memory(
+            build_defense(cell), len(clean.labels), lambda bound: _defend(cell, prepared, clean, device, bound)
+        )
+    except OverdueError as error:
+        return Record(id=cell.id, cell=cell, status="timeout", reason=str(error), victim=figures)
+    model = run.result.model
+    untouched = _fingerprint(model) == _fingerprint(prepared.victim.model)
+    after = before if untouched else prepared.scorer.score(model)
+    gap = prepared.scorer.error_gap(model, clean, after) if len(clean.labels) else None
+    evasion = _evasion(cell, prepared, model)
+    effect = run.seconds_to_effect
     if effect is None and has_effect(before.acc, after.acc, after.asr):
         effect = run.seconds
     return Record(
         id=cell.id,
         cell=cell,
-        status=cast(Status, result.status),  # a plug-in's word: pydantic checks it
-        reason=result.reason,
+        status=cast(Status, run.result.status),  # a plug-in's word: pydantic checks it
+        reason=run.result.reason,
         victim=figures,
         acc=after.acc,
         acc_interval=after.acc_interval,
@@ -123,13 +138,13 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
         error_gap_interval=gap.interval if gap else None,
         evasion_accuracy=evasion.value if evasion else None,
         evasion_accuracy_interval=evasion.interval if evasion else None,
-        tsne=_tsne(cell, prepared, result.model),
+        tsne=_tsne(cell, prepared, model),
         seconds=run.seconds,
         seconds_to_effect=effect,
         peak_memory_bytes=run.peak_memory,
         passes=run.passes,
-        rounds=tuple(trace.rounds),
-        details=jsonable(result.details),
+        rounds=tuple(run.rounds),
+        details=jsonable({**run.result.details, **attempts}),
     )
 
 
@@ -215,6 +230,30 @@ class _Trace:
         self.rounds.append({**_round_figures(scores), **jsonable(info), "elapsed_seconds": seconds})
 
 
+class _Run(NamedTuple):
+    result: DefenseResult
+    seconds: float
+    seconds_to_effect: float | None
+    peak_memory: int
+    passes: Passes
+    rounds: list[dict[str, Any]]
+
+
+def _defend(
+    cell: Cell, prepared: Prepared, clean: LabelledImages, device: torch.device, micro_batch: int | None
+) -> _Run:
+    """One attempt, on a fresh copy of the victim and with the clock at zero."""
+    trace = _Trace(prepared)
+    work = DefenseRun(cell, prepared, clean, device, trace, micro_batch=micro_batch)
+    result = checked(work.run(), str(cell.defense["name"]), _probe(prepared, device), prepared.data.num_classes)
+    return _Run(result, work.seconds, trace.seconds_to_effect, work.peak_memory, work.passes, trace.rounds)
+
+
+def _probe(prepared: Prepared, device: torch.device) -> Tensor:
+    """Two test images, float32 in [0, 1], on ``device``."""
+    return prepared.data.test.images[:2].to(device).float().div_(255)
+
+
 def _round_figures(scores: Scores) -> dict[str, Any]:
     """ACC and ASR after a round, and with several triggers the ASR of each: the curves of Figures 3 and 4."""
     figures: dict[str, Any] = {"acc": scores.acc, "asr": scores.asr, "images": scores.clean_count}
@@ -228,7 +267,12 @@ def _is_all_to_all(cell: Cell) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """One line: the exception and the last frame of its traceback."""
+    """One line of printable text: the exception and the last frame of its traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
-    return " ".join(f"{type(error).__name__}: {error}{where}".split())
+    try:
+        message = str(error)
+    except Exception:  # a plug-in's exception may do anything when it is shown
+        message = "its message cannot be shown"
+    text = f"{type(error).__name__}: {message[:REASON_LETTERS]}{where}"
+    return printable(" ".join(text.split()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from bench import cluster, dry_run, manifest, preflight
 from bench.cells import Cell
-from bench.files import portable
+from bench.files import check_writable, portable
 from bench.jobs import JobQueue
 from bench.progress import Progress, duration
 from bench.provenance import commit
@@ -103,6 +104,8 @@ class Session:
             checked.costs,
             lambda cell: victims.clean_model_to_train(cell, checked.shapes[cell.dataset]),
         )
+        if queue.victims_left:
+            check_writable(options.cache, "--cache")
         settings = engine.WorkerSettings(plan.data_root, options.cache, grant.threads, commit())
         self._say(f"{len(left)} cells to compute, {queue.victims_left} victims to train; {self._where(grant)}")
         began = time.monotonic()
@@ -132,8 +135,11 @@ class Session:
         Console(highlight=False, width=width).print(table(records))
         self._say(outcome(records))
         page = self._folder / "report.html"
-        if not page.exists() or page.stat().st_mtime < self._store.path.stat().st_mtime:
+        times = self._store.path.stat()
+        # Equal, not later: a clock that was set back would leave an old page newer than the records.
+        if not page.exists() or page.stat().st_mtime_ns != times.st_mtime_ns:
             page = report.build(self._folder)
+            os.utime(page, ns=(times.st_atime_ns, times.st_mtime_ns))
         self._say(f"records: {self._store.path}")
         self._say(f"report:  {page}")
         return int(any(record.status == "failed" for record in records))

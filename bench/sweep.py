@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from adapters.errors import UserError
+from bench.files import check_writable
+
+NO_ROOM = 3
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,11 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all cells have a result, 1 some failed, 2 wrong input (one line on stderr), 130 interrupted."""
+    """Exit status: 0 all cells have a result, 1 some failed, 2 wrong input (one line on stderr), 3 the disk takes no
+    more (one line), 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter must not end a sweep
+            stream.reconfigure(errors="backslashreplace")
     try:
         options = parse(argv)
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -41,8 +50,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {_no_room(error)}", file=sys.stderr)
+        return NO_ROOM
     except KeyboardInterrupt:  # before there was anything to tell
         return 130
+
+
+def _no_room(error: OSError) -> str:
+    """The line for a disk that takes no more; raises ``error`` again if it says something else."""
+    from bench.outbox import NoRoomError
+
+    if isinstance(error, NoRoomError):
+        return str(error)
+    if error.errno not in _DISK:
+        raise error
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror}; expected room to write; what is recorded stays, and the same command goes on"
 
 
 def parse(argv: Sequence[str] | None) -> Options:
@@ -63,19 +87,27 @@ def parse(argv: Sequence[str] | None) -> Options:
     given = parser.parse_args(argv)
     if given.max_concurrent is not None and given.max_concurrent < 1:
         raise UserError(f"--max-concurrent: found {given.max_concurrent}; expected at least 1")
-    out = given.out.expanduser().absolute()
+    out = _path(given.out, "--out").absolute()
+    data_root = given.data_root or Path(os.environ.get("IBAU_BENCH_DATA") or "data")
     return Options(
-        file=given.file.expanduser(),
+        file=_path(given.file, "FILE"),
         overrides=tuple(given.overrides),
         budget=given.budget,
-        data_root=(given.data_root or Path(os.environ.get("IBAU_BENCH_DATA") or "data")).expanduser().absolute(),
+        data_root=_path(data_root, "--data-root").absolute(),
         out=out,
-        cache=given.cache.expanduser().absolute() if given.cache else out / "cache",
+        cache=_path(given.cache, "--cache").absolute() if given.cache else out / "cache",
         address=given.address,
         max_concurrent=given.max_concurrent,
         dry_run=given.dry_run,
         retry_failed=given.retry_failed,
     )
+
+
+def _path(given: Path, key: str) -> Path:
+    try:
+        return given.expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise UserError(f"{key}: found {str(given)!r}; expected a path without an unknown user's home") from error
 
 
 def run(options: Options) -> int:
@@ -84,7 +116,7 @@ def run(options: Options) -> int:
     plan = includes.load(options.file, options.overrides, options.data_root, options.budget)
     folder = options.out / plan.name
     if not options.dry_run:
-        check_writable(folder)
+        check_writable(folder, "--out")
     lock = FileLock(str(folder / ".sweep.lock"))
     try:
         if not options.dry_run:
@@ -98,16 +130,6 @@ def run(options: Options) -> int:
         ) from None
     finally:
         lock.release()
-
-
-def check_writable(folder: Path) -> None:
-    """Raise ``UserError`` unless files can be made in ``folder``, which is created."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"--out: cannot write to {folder} ({error.strerror}); expected a writable folder") from error
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ WAIT_LOG_SECONDS = 15.0
 """How long a wait for another process goes on before the log says who is waited for; and between two such lines."""
 
 
+SEAL = "checksum"
+
+
 class DamagedVictimError(Exception):
     """The files are there, but are not what was written. Never leaves ``bench.victims``."""
 
@@ -50,11 +53,30 @@ def read_json(path: Path) -> dict[str, Any]:
     """The tree; raises ``DamagedVictimError`` for a file that is not a JSON object, ``FileNotFoundError`` for none."""
     try:
         tree = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedVictimError(f"{path.name} is not JSON: {error}") from error
     if not isinstance(tree, dict):
         raise DamagedVictimError(f"{path.name} holds no JSON object")
     return tree
+
+
+def write_sealed(path: Path, tree: Mapping[str, Any]) -> None:
+    """As ``write_json``, with a checksum of the tree in it: a flipped bit may leave JSON that says something else."""
+    write_json(path, {**tree, SEAL: _seal(tree)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """As ``read_json``; raises ``DamagedVictimError`` too where the checksum is another. Files from before there was
+    one are taken as they are."""
+    tree = read_json(path)
+    seal = tree.pop(SEAL, None)
+    if seal is not None and seal != _seal(tree):
+        raise DamagedVictimError(f"{path.name} is not what was written: its checksum is another")
+    return tree
+
+
+def _seal(tree: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_state(path: Path, state: Mapping[str, Tensor]) -> str:

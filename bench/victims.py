@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from adapters import attacks, checkpoints, models
+from adapters.errors import UserError
 from adapters.protocols import ImageTensors, LabelMap, Trigger
 from bench import victim_files as files
 from bench.cells import NOT_OF_THE_VICTIM, SCHEMA_VERSION, Cell, Target
@@ -106,13 +107,21 @@ class VictimStore:
         path = self.folder / f"{victim.id}.scores.json"
         outcomes = _kept_outcomes(path, victim, scorer)
         if outcomes is None:
-            with files.locked(path.with_suffix(".lock"), f"scores of victim {victim.id}"):
-                outcomes = _kept_outcomes(path, victim, scorer)
-                if outcomes is None:
-                    outcomes = scorer.outcomes(victim.model)
-                    kept = {**_kept(path, victim), scorer.identity: outcomes.pack()}
-                    files.write_json(path, {"sha256": victim.meta["sha256"], "outcomes": kept})
+            try:
+                outcomes = self._score(path, victim, scorer)
+            except OSError as error:  # a cache that is full, or may only be read
+                logger.warning("scores of victim %s are not kept: %s", victim.id, error)
+                outcomes = scorer.outcomes(victim.model)
         return Scores.of(outcomes, scorer.names)
+
+    def _score(self, path: Path, victim: Victim, scorer: Scorer) -> Outcomes:
+        with files.locked(path.with_suffix(".lock"), f"scores of victim {victim.id}"):
+            outcomes = _kept_outcomes(path, victim, scorer)
+            if outcomes is None:
+                outcomes = scorer.outcomes(victim.model)
+                kept = {**_kept(path, victim), scorer.identity: outcomes.pack()}
+                files.write_sealed(path, {"sha256": victim.meta["sha256"], "outcomes": kept})
+            return outcomes
 
     def _file(self, cell: Cell, suffix: str) -> Path:
         return self.folder / f"{cell.victim_id}.{suffix}"
@@ -123,12 +132,17 @@ class VictimStore:
         model = new_model(cell, data)
         checkpoints.load_into(model, path)
         sha256 = attacks.digest([path], "cell.victim.checkpoint")
+        if cell.victim.digest and sha256 != cell.victim.digest:
+            raise UserError(
+                f"cell.victim.checkpoint: {path} has SHA-256 {sha256[:12]}…, and had {cell.victim.digest[:12]}… when"
+                " the sweep was planned; expected a file that stays as it is"
+            )
         meta = {"checkpoint": str(path), "sha256": sha256, "training": {"seconds": 0.0}}
         return Victim(cell.victim_id, _ready(model, device), meta)
 
     def _read(self, cell: Cell, data: ImageTensors, device: torch.device, used: tuple[Attack, ...]) -> Victim:
         """From the cache; raises ``DamagedVictimError`` or ``FileNotFoundError``."""
-        meta = files.read_json(self._file(cell, "json"))
+        meta = files.read_sealed(self._file(cell, "json"))
         if meta.get("id") != cell.victim_id or meta.get("schema") != SCHEMA_VERSION:
             raise files.DamagedVictimError("its metadata belong to another victim or version")
         if meta.get("data") != fingerprint(data.train):
@@ -174,7 +188,7 @@ class VictimStore:
             "versions": {name: version(name) for name in ("torch", "timm", "adversarial-robustness-toolbox")},
             "sha256": sha256,
         }
-        files.write_json(self._file(cell, "json"), meta)
+        files.write_sealed(self._file(cell, "json"), meta)
         return Victim(cell.victim_id, model, meta)
 
 
@@ -211,7 +225,7 @@ def _ready(model: nn.Module, device: torch.device) -> nn.Module:
 def _kept(path: Path, victim: Victim) -> dict[str, Any]:
     """The outcomes kept for ``victim``; none if the file is absent, damaged, or of an earlier build of it."""
     try:
-        tree = files.read_json(path)
+        tree = files.read_sealed(path)
     except FileNotFoundError:
         return {}
     except files.DamagedVictimError as damage:

@@ -16,6 +16,9 @@ MAX_BYTES = 1_000_000
 MAX_NODES = 100_000
 """Values in a file once its aliases are written out: a few nested aliases can stand for billions."""
 MAX_DEPTH = 40
+MAX_INT = 2**63
+_UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters and lone surrogates: no name has them, and a terminal or a file may choke on them."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -70,8 +73,9 @@ def parse(text: str, where: str) -> Any:
         tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: {_describe(error)}; expected plain YAML") from error
-    except (RecursionError, ValueError, OverflowError, TypeError) as error:
-        raise UserError(f"{where}: {type(error).__name__}: {error}; expected plain YAML") from error
+    except (RecursionError, ValueError, ArithmeticError, TypeError, LookupError, AttributeError) as error:
+        # PyYAML's constructors trust what is tagged: !!bool maybe, !!int "" or !!timestamp x end in any of these.
+        raise UserError(f"{where}: {type(error).__name__}: {str(error)[:200]}; expected plain YAML") from error
     _check_size(tree, where)
     return tree
 
@@ -96,14 +100,25 @@ def _check_size(tree: Any, where: str) -> None:
         if isinstance(value, dict):
             for key, item in value.items():
                 if not isinstance(key, str):
-                    raise UserError(f"{where}: key {key!r} is no text; expected keys such as name, cell and grid")
+                    kind = type(key).__name__
+                    raise UserError(f"{where}: a key is a {kind}, no text; expected keys such as name, cell and grid")
+                _check_scalar(key, where)
                 stack.append((item, depth + 1))
         elif isinstance(value, list):
             stack.extend((item, depth + 1) for item in value)
-        elif not (value is None or isinstance(value, str | bool | int | float)):
-            raise UserError(f"{where}: found a {type(value).__name__} ({value}); expected numbers, text, lists or maps")
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{where}: found {value}; expected a finite number")
+        else:
+            _check_scalar(value, where)
+
+
+def _check_scalar(value: Any, where: str) -> None:
+    if not (value is None or isinstance(value, str | bool | int | float)):
+        raise UserError(f"{where}: found a {type(value).__name__}; expected numbers, text, lists or maps")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}: found {value}; expected a finite number")
+    if isinstance(value, int) and abs(value) >= MAX_INT:
+        raise UserError(f"{where}: found a number of {value.bit_length()} bits; expected less than 64")
+    if isinstance(value, str) and _UNFIT.search(value):
+        raise UserError(f"{where}: found {value[:40]!r}; expected text without control characters")
 
 
 def override(tree: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:

@@ -6,9 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 settings.register_profile("no_clock", deadline=None)  # no test measures time, nor fails for want of it
+settings.register_profile(
+    "faults", max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
+)  # what ``tox -e faults`` asks for
 settings.load_profile("no_clock")
 
 REALDATA = "IBAU_BENCH_REALDATA"

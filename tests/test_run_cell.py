@@ -253,7 +253,10 @@ def test_cells_share_their_random_numbers_but_for_what_names_them(runner: CellRu
 
 @pytest.mark.parametrize(
     ("do", "words"),
-    [("raise", ("RuntimeError: something broke", "test_run_cell.py", "in run")), ("garbage", ("AttributeError",))],
+    [
+        ("raise", ("RuntimeError: something broke", "test_run_cell.py", "in run")),
+        ("garbage", ("TypeError: defense 'scripted' returned NoneType; expected a DefenseResult",)),
+    ],
 )
 def test_a_failure_is_a_record_with_its_reason(runner: CellRunner, do: str, words: tuple[str, ...]) -> None:
     record = runner.run(_cell(do))

@@ -16,7 +16,7 @@ import torch
 from made_data import data
 from torch import nn
 
-from adapters import models
+from adapters import attacks, models
 from adapters.errors import UserError
 from adapters.protocols import ImageTensors
 from bench import victim_files, victims
@@ -157,13 +157,37 @@ def test_damage_is_noticed_and_rebuilt(
     assert len(trainings) == 2
 
 
+@pytest.mark.parametrize("suffix", ["json", "scores.json"])
+def test_a_bit_flipped_inside_a_figure_is_noticed(tmp_path: Path, trainings: list[int], suffix: str) -> None:
+    """It leaves JSON of the same keys, which says something else."""
+    store, images = VictimStore(tmp_path), data()
+    first = store.get_or_train(cell(), images, CPU)
+    expected = store.scores(first, scorer(cell(), images))
+    path = tmp_path / "victims" / f"{first.id}.{suffix}"
+    text = path.read_text()
+    place = text.index('"bits": "') + 9 if suffix == "scores.json" else text.index('"poisoned": ') + 12
+    path.write_text(text[:place] + chr(ord(text[place]) ^ 1) + text[place + 1 :])
+    again = store.get_or_train(cell(), images, CPU)
+    assert again.meta["poisoned"] == first.meta["poisoned"]
+    assert store.scores(again, scorer(cell(), images)) == expected
+    assert len(trainings) == (2 if suffix == "json" else 1)
+
+
+def test_metadata_from_before_there_were_checksums_are_taken(tmp_path: Path, trainings: list[int]) -> None:
+    store = VictimStore(tmp_path)
+    path = tmp_path / "victims" / f"{store.get_or_train(cell(), data(), CPU).id}.json"
+    victim_files.write_json(path, victim_files.read_sealed(path))
+    store.get_or_train(cell(), data(), CPU)
+    assert trainings == [1]
+
+
 def test_foreign_tensors_are_rebuilt(tmp_path: Path, trainings: list[int], caplog: pytest.LogCaptureFixture) -> None:
     """A file with a matching checksum, but another network's tensors."""
     store = VictimStore(tmp_path)
     first = store.get_or_train(cell(), data(), CPU)
     sha256 = victim_files.write_state(tmp_path / "victims" / f"{first.id}.safetensors", {"x": torch.zeros(2)})
     path = tmp_path / "victims" / f"{first.id}.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "sha256": sha256}))
+    victim_files.write_sealed(path, {**victim_files.read_sealed(path), "sha256": sha256})
     store.get_or_train(cell(), data(), CPU)
     assert len(trainings) == 2
     assert "its tensors do not fit 'tiny'" in caplog.text
@@ -260,6 +284,36 @@ def test_checkpoint_victims_are_loaded(tmp_path: Path, trainings: list[int]) -> 
     assert victim.seconds == 0
     expected = scorer(one, images).score(source)
     assert store.scores(victim, scorer(one, images)) == expected == store.scores(victim, scorer(one, images))
+
+
+def test_a_checkpoint_that_changed_since_the_sweep_was_planned_is_refused(tmp_path: Path) -> None:
+    """The record would name one file and hold the figures of another."""
+    path = tmp_path / "theirs.pth"
+    torch.save({"net": tiny(3, (3, 8, 8)).state_dict()}, path)
+    victim_part = {"checkpoint": str(path), "trigger": "badnets", "target": 2, "digest": attacks.digest([path])}
+    one = cell(attack=None, target=None, poison_ratio=None, training=None, victim=victim_part)
+    store = VictimStore(tmp_path)
+    assert store.get_or_train(one, data(), CPU).meta["sha256"] == victim_part["digest"]
+    torch.save({"net": tiny(3, (3, 8, 8)).state_dict()}, path)
+    with pytest.raises(UserError, match="expected a file that stays as it is"):
+        store.get_or_train(one, data(), CPU)
+
+
+@pytest.mark.parametrize("broken", ["lock", "write"])
+def test_scores_that_cannot_be_kept_are_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    """On a full disk, or in a cache that may only be read."""
+    store, images = VictimStore(tmp_path), data()
+    victim = store.get_or_train(cell(), images, CPU)
+
+    def refuse(*_: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(victim_files, "locked" if broken == "lock" else "write_atomically", refuse)
+    with caplog.at_level(logging.WARNING):
+        assert store.scores(victim, scorer(cell(), images)) == scorer(cell(), images).score(victim.model)
+    assert "are not kept: [Errno 30] Read-only file system" in caplog.text
 
 
 def test_attacks_of_cells(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ class _DamagedError(Exception):
 def load_cached(source: Source, root: Path, cache_dir: Path) -> ImageTensors:
     """``source.load(root)`` through the cache; one process decodes and the others wait for it.
 
-    An entry that is damaged is rebuilt with a logged warning. Raises ``UserError`` when the cache cannot be written.
+    An entry that is damaged is rebuilt with a logged warning. A cache that may only be read serves what it holds;
+    raises ``UserError`` where something would have to be written to it.
     """
     folder = cache_dir / "datasets"
     label = _label(source.name)
@@ -47,7 +48,7 @@ def load_cached(source: Source, root: Path, cache_dir: Path) -> ImageTensors:
         lock = FileLock(folder / f"{label}.lock")
         lock.acquire()
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        return _read_only(folder / f"{label}-{_key(source, root)}", source.name, error)
     try:
         entry = folder / f"{label}-{_key(source, root)}"
         try:
@@ -60,6 +61,14 @@ def load_cached(source: Source, root: Path, cache_dir: Path) -> ImageTensors:
         return _read(entry, source.name)
     finally:
         lock.release()
+
+
+def _read_only(entry: Path, name: str, why: OSError) -> ImageTensors:
+    """What a cache that cannot be written to holds already; ``UserError`` if that is nothing, or damaged."""
+    try:
+        return _read(entry, name)
+    except (FileNotFoundError, NotADirectoryError, PermissionError, _DamagedError):
+        raise _unwritable(entry.parent, why) from why
 
 
 def _label(name: str) -> str:

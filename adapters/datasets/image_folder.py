@@ -53,7 +53,7 @@ class ImageFolder:
     def _find(self, root: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]], list[tuple[Path, int]]]:
         """Class names, and (file, label) of the training and of the test images."""
         folder = root / self.path
-        if not folder.is_dir():
+        if not _is_dir(folder):
             raise UserError(f"cell.dataset: {self.name}: looked for the folder {folder}, which is not there; {_LAYOUT}")
         if (folder / "train").is_dir() != (folder / "test").is_dir():
             raise UserError(f"cell.dataset: {self.name}: {folder} holds only one of train/ and test/; {_LAYOUT}")
@@ -68,6 +68,13 @@ class ImageFolder:
             odd = ", ".join(sorted(set(names) ^ set(test_names)))
             raise UserError(f"cell.dataset: {self.name}: train/ and test/ hold different classes; only in one: {odd}")
         return names, training, testing
+
+
+def _is_dir(folder: Path) -> bool:
+    try:
+        return folder.is_dir()
+    except (OSError, ValueError):  # a name too long, or one that no folder can have
+        return False
 
 
 _LAYOUT = "put PATH/train/CLASS/*.png and PATH/test/CLASS/*.png there, or PATH/CLASS/*.png to have it split"

@@ -35,6 +35,7 @@ class Ibau(Defense):
 
     name: ClassVar[str] = "ibau"
     uses: ClassVar[frozenset[str]] = frozenset({"clean_size", "radius"})
+    bounds_memory: ClassVar[bool] = True
 
     recipe: RecipeName = "fast"
     rounds: Annotated[int, Field(ge=1)] | None = None
@@ -131,10 +132,11 @@ class Ibau(Defense):
         def on_round(current: nn.Module, report: RoundReport) -> None:
             context.on_round(current, report.as_dict())
 
+        bounds = [size for size in (self.micro_batch, context.micro_batch) if size is not None]
         outcome = IBAU(
             ball=BALLS[self.ball](context.radius),
             recipe=self.settings(),
-            micro_batch=self.micro_batch,
+            micro_batch=min(bounds, default=None),
             tally=context.passes,
             seed=context.seed,
         ).unlearn(model, clean.images, clean.labels, on_round=on_round, out_of_time=context.out_of_time)

@@ -11,14 +11,19 @@ and this command puts between the two lines the table of those records: a line f
     <!-- plot: results/engine 2-gtsrb-asr-spread -->
     <!-- /plot -->
 
-get the report's figure of that name, which is written to ``figures/`` beside the document, and those of the form
+get the report's figure of that name, which is written to ``figures/`` beside the document. Blocks of the form
 
     <!-- timing: results/timing engine -->
     <!-- /timing -->
 
-a table of the timing suite's JSON in that folder: ``defenses``, ``engine``, ``harness`` or ``scale``. ``--check``
-writes nothing and exits with 1 where a document is stale; whether a figure's bytes are, it does not say: they vary
-with fonts.
+get a table of the timing suite's JSON in that folder, ``defenses``, ``engine``, ``harness`` or ``scale``; and those of
+the form
+
+    <!-- faults: results/faults -->
+    <!-- /faults -->
+
+what became of injected faults (``bench.report.faults``). ``--check`` writes nothing and exits with 1 where a document
+is stale; whether a figure's bytes are, it does not say: they vary with fonts.
 """
 
 from __future__ import annotations
@@ -33,11 +38,12 @@ from typing import Any
 
 from adapters.errors import UserError
 from bench.records import Record, RecordStore
-from bench.report import timings
+from bench.report import faults, timings
 from bench.report.page import Drawn, compose
 from bench.report.rows import read
 
 BLOCK = re.compile(r"(<!-- records: (?P<folder>\S+) rows: (?P<rows>\S+) -->\n).*?(<!-- /records -->)", re.DOTALL)
+FAULTS = re.compile(r"(<!-- faults: (?P<folder>\S+) -->\n).*?(<!-- /faults -->)", re.DOTALL)
 PLOT = re.compile(r"(<!-- plot: (?P<folder>\S+) (?P<stem>\S+) -->\n).*?(<!-- /plot -->)", re.DOTALL)
 TIMING = re.compile(r"(<!-- timing: (?P<folder>\S+) (?P<what>\S+) -->\n).*?(<!-- /timing -->)", re.DOTALL)
 SCORED = ("ok", "no_trigger_detected")
@@ -75,7 +81,12 @@ def embed(text: str, root: Path) -> str:
     def timing(match: re.Match[str]) -> str:
         return match[1] + timings.table(root / match["folder"], match["what"]) + match[4]
 
-    return TIMING.sub(timing, PLOT.sub(plot, BLOCK.sub(fill, text)))
+    def tell(match: re.Match[str]) -> str:
+        return match[1] + faults.markdown(faults.read(root / match["folder"])) + match[3]
+
+    for pattern, write in ((BLOCK, fill), (FAULTS, tell), (PLOT, plot), (TIMING, timing)):
+        text = pattern.sub(write, text)
+    return text
 
 
 def _figures(folder: Path) -> dict[str, Drawn]:

@@ -1,0 +1,95 @@
+"""What became of injected faults: ``results/faults/records.jsonl``, a line a kind, and how documents show it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from adapters.errors import UserError
+from bench.cells import Frozen
+from bench.victim_files import write_atomically
+
+FILE = "records.jsonl"
+SCHEMA = 1
+
+
+class FaultRecord(Frozen):
+    """One kind of fault: what was done, what the user saw, and what the folder of records held in the end.
+
+    ``expected`` records should be there once all is over, ``lost`` are not, ``doubled`` are there more than once.
+    ``others``: cells that the fault was not meant for, and that ended as if there had been none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    schema_version: int = Field(default=SCHEMA, alias="schema")
+    fault: str
+    how: str
+    injected: int = Field(ge=1)
+    expected: int = Field(ge=0)
+    lost: int = Field(ge=0)
+    doubled: int = Field(ge=0)
+    others: int = Field(ge=0)
+    seen: tuple[str, ...]
+    """Lines as they stood on the terminal or in a record, paths of the test shortened."""
+    after: str
+    """What was done to go on."""
+    commit: str | None
+    dirty: bool | None
+    hardware: str
+    torch: str
+
+
+def read(folder: Path) -> list[FaultRecord]:
+    """The records in ``folder``, one a fault, in the order written; ``UserError`` for a line that is none."""
+    try:
+        lines = (folder / FILE).read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(
+            f"faults: cannot read {folder / FILE} ({error.strerror}); expected records of faults"
+        ) from error
+    try:
+        return [FaultRecord.model_validate_json(line) for line in lines]
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise UserError(
+            f"{folder / FILE}: {fault['loc']}: {fault['msg']}; expected what tox -e faults wrote"
+        ) from error
+
+
+def put(folder: Path, record: FaultRecord) -> None:
+    """Add ``record``, in the place of an earlier one of its fault."""
+    known = {one.fault: one for one in read(folder)} if (folder / FILE).exists() else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [one.model_dump_json(by_alias=True) for one in {**known, record.fault: record}.values()]
+    write_atomically(folder / FILE, "".join(f"{line}\n" for line in lines).encode())
+
+
+def markdown(records: Sequence[FaultRecord]) -> str:
+    """The counts as a table, then each fault by itself, then where the figures come from."""
+    head = ["fault", "injected", "records expected", "lost", "doubled", "cells beside it that went on"]
+    rows = [
+        [one.fault, *(str(count) for count in (one.injected, one.expected, one.lost, one.doubled, one.others))]
+        for one in records
+    ]
+    total = [str(sum(int(row[column]) for row in rows)) for column in range(1, len(head))]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows, ["**all**", *(f"**{one}**" for one in total)]]
+    parts = ["\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    parts += [_section(one) for one in records]
+    return "\n\n".join([*parts, _source(records)]) + "\n"
+
+
+def _section(record: FaultRecord) -> str:
+    shown = "\n".join(line.replace("~~~", "~ ~ ~") for line in record.seen)
+    return f"### {record.fault}\n\n{record.how}\n\n~~~text\n{shown}\n~~~\n\n{record.after}"
+
+
+def _source(records: Sequence[FaultRecord]) -> str:
+    told = [
+        sorted({one.hardware for one in records}),
+        sorted({f"torch {one.torch}" for one in records}),
+        sorted({f"commit {one.commit[:7]}" for one in records if one.commit}),
+    ]
+    return "; ".join(", ".join(part) for part in told if part) + "."
