@@ -119,8 +119,9 @@ def _verdict(members: Mapping[str, Sequence[Row]], ratios: Mapping[str, tuple[fl
     times, cells = found[label]
     word = "holds" if times > published.SPEEDUP else "does not hold"
     kinds = len({members[each][0].defense for each in found})
-    tried = f"of {kinds} of the paper's {len(BASELINES)} baselines"
-    return [f"{claim} Here: {times:.1f}× ({label}, the quickest {tried}, {cells} shared cells): the claim {word}."]
+    shared = f"{cells} shared cell{'s' * (cells > 1)}"
+    tried = f"of {kinds} of the paper's {len(BASELINES)} baselines, {shared}"
+    return [f"{claim} Here: {times:.1f}× ({label}, the quickest {tried}): the claim {word}."]
 
 
 def _published(dataset: str) -> str:

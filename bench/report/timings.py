@@ -47,7 +47,7 @@ def read(path: Path) -> list[Timing]:
     if not found:
         raise UserError(f"RESULTS: found no timing in {str(path)!r}; expected JSON that the timing suite wrote")
     for timing in found[1:]:
-        check_same(found[0].info, timing.info, f"a timing in {path.name}")
+        check_same(found[0].info, timing.info, f"a timing in {path.name}", "RESULTS")
     return found
 
 

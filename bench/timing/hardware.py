@@ -23,11 +23,11 @@ def facts(device: torch.device) -> dict[str, Any]:
     return {**found, "load": None if load is None else round(load, 2)}
 
 
-def check_same(here: Mapping[str, Any], there: Mapping[str, Any], where: str) -> None:
-    """Raise ``UserError`` unless the facts ``there``, of a file called ``where``, are of hardware like ``here``."""
-    for key in SAME:
-        if here.get(key) != there.get(key):
+def check_same(here: Mapping[str, Any], there: Mapping[str, Any], where: str, key: str = "--benchmark-compare") -> None:
+    """Raise ``UserError``, naming ``key``, unless the facts ``there``, of ``where``, are of hardware like ``here``."""
+    for fact in SAME:
+        if here.get(fact) != there.get(fact):
             raise UserError(
-                f"--benchmark-compare: {where} has {key} {there.get(key)!r}; expected {here.get(key)!r}, as here:"
+                f"{key}: {where} has {fact} {there.get(fact)!r}; expected {here.get(fact)!r}, as here:"
                 " times of different hardware do not compare"
             )
