@@ -186,8 +186,8 @@ def _timing(tree: Mapping[str, Any]) -> Timing | None:
     if median is None or median <= 0:
         return None
     group = tree.get("group")
-    ends = (median if end is None else end for end in (low, high))
-    return Timing(group if isinstance(group, str) else "", median, *ends, info)
+    first, last = (median if end is None else end for end in (low, high))
+    return Timing(group if isinstance(group, str) else "", median, first, last, info)
 
 
 def _source(timings: Sequence[Timing]) -> str:
