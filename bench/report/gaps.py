@@ -18,12 +18,29 @@ NOTE = (
 )
 
 
-def by_width(scored: Sequence[Row]) -> Titled | None:
-    """Victims alike but for the network, at one n; sorted by width where it is known."""
+def over_width(scored: Sequence[Row]) -> list[Row]:
+    """I-BAU's records of victims alike but for the network, at one n."""
     rows = _measured(scored)
     size = cases.setting(rows, "clean_size", published.CLEAN_SIZE)
     alike = by((row for row in rows if row.clean_size == size), lambda row: row.victim_but("model", "training"))
-    several = [row for members in alike.values() if len({row.model for row in members}) > 1 for row in members]
+    return [row for members in alike.values() if len({row.model for row in members}) > 1 for row in members]
+
+
+def over_size(scored: Sequence[Row]) -> list[Row]:
+    """I-BAU's records of victims with several clean sizes."""
+    alike = by(_measured(scored), lambda row: row.victim_key)
+    return [row for members in alike.values() if len({row.clean_size for row in members}) > 1 for row in members]
+
+
+def width_of(row: Row) -> int | None:
+    """W of the row's network where the paper tells it."""
+    known = _NETWORKS.get(row.model)
+    return known.width if known else None
+
+
+def by_width(scored: Sequence[Row]) -> Titled | None:
+    """Sorted by width where it is known."""
+    several = over_width(scored)
     if not several:
         return None
     left = (Head("Model", numeric=False), Head("Parameters"), Head("W"))
@@ -31,10 +48,8 @@ def by_width(scored: Sequence[Row]) -> Titled | None:
 
 
 def by_size(scored: Sequence[Row]) -> Titled | None:
-    """Victims with several clean sizes."""
-    rows = _measured(scored)
-    alike = by(rows, lambda row: row.victim_key)
-    several = [row for members in alike.values() if len({row.clean_size for row in members}) > 1 for row in members]
+    """A row for each victim and each of its clean sizes."""
+    several = over_size(scored)
     if not several:
         return None
     left = (Head("Clean images", numeric=False), Head("Model", numeric=False))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bench import published
-from bench.report import beside, cases, effect, gaps, names, sweep_files
+from bench.report import beside, cases, claims, effect, gaps, names, sweep_files
 from bench.report.cases import Line
 from bench.report.groups import Group, by, ordered, variants
 from bench.report.rows import Row
@@ -17,9 +17,10 @@ NUMBERS = {"cifar10": "Table 1", "gtsrb": "Table 2"}
 
 
 def tables(group: Group) -> tuple[Titled, ...]:
-    """Those of the paper's tables that the group's scored records fill, and three of our own."""
+    """The verdicts on the paper's claims, those of its tables that scored records fill, and three of our own."""
     scored = group.scored
     made = [
+        claims.claims(scored),
         _attack_cases(sweep_files.of(scored, "table1", "table2")),
         _several_triggers(sweep_files.of(scored, "table3")),
         _poison_ratios(sweep_files.of(scored, "table4", "table1")),

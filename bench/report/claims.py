@@ -1,0 +1,212 @@
+"""The paper's claims about I-BAU, each with the verdict of the records at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from bench.report import beside, cases, gaps, marks, names
+from bench.report.groups import by, estimate, ordered, variants
+from bench.report.rows import Row
+from bench.report.tables import Head, Table, Titled, Value
+
+HOLDS, IN_PART, DOES_NOT = "holds", "holds in part", "does not hold here"
+FEW_IMAGES, TIMES_FASTER, RUNS = 100, 13, 3
+NOTE = (
+    "Effective: mean ASR under 20 % and at most 10 points of ACC lost. A verdict is on these records alone, compares "
+    "means, and is missing where they do not bear on the claim; intervals and conditions stand in the tables."
+)
+
+
+class Verdict(NamedTuple):
+    word: str
+    figures: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The scored records of one way to run I-BAU beside those of all other defenses, by their names."""
+
+    ours: str
+    rows: Mapping[str, Sequence[Row]]
+
+    @property
+    def others(self) -> list[str]:
+        return [name for name in self.rows if name != self.ours]
+
+
+Claim = Callable[[Evidence], Verdict | None]
+
+
+def claims(scored: Sequence[Row]) -> Titled | None:
+    """A line for each claim that the records bear on, and for each way I-BAU was run; None if there is none."""
+    rows, _ = cases.at_one_radius([row for row in scored if row.defense != "none"])
+    labels = variants(rows)
+    named = by(rows, lambda row: labels[row.id])
+    ours = [name for name in ordered(rows, labels) if named[name][0].defense == "ibau"]
+    others = {name: each for name, each in named.items() if each[0].defense != "ibau"}
+    body = []
+    for text, judge in CLAIMS:
+        for name in ours:
+            verdict = judge(Evidence(name, {name: named[name], **others}))
+            if verdict:
+                body.append((Value(text, name if len(ours) > 1 else ""), Value(verdict.word), Value(verdict.figures)))
+    heads = (Head("Claim", numeric=False), Head("Verdict", numeric=False), Head("Figures", numeric=False))
+    return (
+        Titled("claims", "The paper's claims, by these records", Table(heads, tuple(body), (NOTE,))) if body else None
+    )
+
+
+def least_sensitive_to_poison_ratio(found: Evidence) -> Verdict | None:
+    """Effective at every ratio, and its ASR varies no more than that of any defense effective at one of them."""
+    spans, able = {}, {}
+    for name, rows in found.rows.items():
+        kept, _ = cases.along(rows, "poison_ratio")
+        alike = by(kept, lambda row: row.victim_but("poison_ratio")).values()
+        each = [[*by(members, lambda row: row.poison_ratio).values()] for members in alike]
+        if each:
+            spans[name] = max(max(map(_asr, ratios)) - min(map(_asr, ratios)) for ratios in each)
+            able[name] = [_effective(rows) for ratios in each for rows in ratios]
+    rivals = [name for name in found.others if any(able.get(name, ()))]
+    if found.ours not in spans or not set(found.others) & spans.keys():
+        return None
+    least = all(spans[found.ours] <= spans[name] for name in rivals)
+    told = "; ".join(f"{name} {_points(spans[name])}" for name in (found.ours, *rivals))
+    return _graded(all(able[found.ours]), least, f"ASR varies with the ratio by, at most: {told}")
+
+
+def effective_at_few_images(found: Evidence) -> Verdict | None:
+    """Effective in every attack case at 100 clean images or fewer."""
+    counts = {name: _count([row for row in rows if _few(row)]) for name, rows in found.rows.items()}
+    able, of = counts[found.ours]
+    if not of:
+        return None
+    told = [f"{name} {good} of {all_}" for name, (good, all_) in counts.items() if all_]
+    return Verdict(HOLDS if able == of else IN_PART if able else DOES_NOT, f"effective in: {'; '.join(told)}")
+
+
+def only_one_effective_everywhere(found: Evidence) -> Verdict | None:
+    """Effective in all settings, where every other defense fails in some of those it ran in."""
+    counts = {name: _count(rows) for name, rows in found.rows.items()}
+    able, of = counts.pop(found.ours)
+    counts = {name: each for name, each in counts.items() if each[1] > 1}
+    if of < 2 or not counts:
+        return None
+    told = "; ".join(f"{name} {good} of {all_}" for name, (good, all_) in counts.items())
+    alone = all(good < all_ for good, all_ in counts.values())
+    ahead = all(good / all_ <= able / of for good, all_ in counts.values())
+    word = HOLDS if able == of and alone else IN_PART if ahead else DOES_NOT
+    return Verdict(word, f"effective in: {found.ours} {able} of {of}; {told}")
+
+
+def more_stable_than_naive(found: Evidence) -> Verdict | None:
+    """Over runs that differ in the seed alone, its ASR ranges less than that of naive adversarial training."""
+    naive = next((rows for rows in found.rows.values() if rows[0].defense == "naive_uap"), None)
+    if naive is None:
+        return None
+    spans = [{key: _span(rows) for key, rows in _settings(each).items() if len(rows) >= RUNS}
+             for each in (found.rows[found.ours], naive)]  # fmt: skip
+    shared = [(spans[0][key], spans[1][key]) for key in spans[0].keys() & spans[1].keys()]
+    if not shared:
+        return None
+    less = sum(ours < theirs for ours, theirs in shared)
+    ours, theirs = (max(each) for each in zip(*shared, strict=True))
+    told = f"range of ASR over runs, at most: {_points(ours)} against {_points(theirs)}; {len(shared)} cases"
+    return Verdict(HOLDS if less == len(shared) else IN_PART if less else DOES_NOT, told)
+
+
+def thirteen_times_faster(found: Evidence) -> Verdict | None:
+    """Mean seconds to effect in single-target cases, against the defense with the least; of one device."""
+    seconds = {}
+    for name, rows in found.rows.items():
+        single = [row for row in rows if row.one_trigger and row.target != beside.ALL_TO_ALL]
+        told = [row for row in single if "seconds_to_effect" in row.figures]
+        took = estimate(told, "seconds_to_effect")
+        if took and 2 * len(told) > len(single):
+            seconds[name] = took.mean
+    devices = {str(row.provenance.get("device", "")) for rows in found.rows.values() for row in rows}
+    ours = seconds.pop(found.ours, None)
+    if not ours or not seconds or len(devices) > 1:
+        return None
+    best = min(seconds, key=lambda name: seconds[name])
+    ratio = seconds[best] / ours
+    word = HOLDS if ratio >= TIMES_FASTER else IN_PART if ratio > 1 else DOES_NOT
+    times = f"{names.seconds_name(ours)} against {names.seconds_name(seconds[best])} of {best}"
+    return Verdict(word, f"{times}, {ratio:.1f} times; defenses that took effect in more than half of their cells")
+
+
+def gap_falls_with_width(found: Evidence) -> Verdict | None:
+    """Theorem 3: the wider the network, the smaller the error gap."""
+    return _falling(gaps.over_width(found.rows[found.ours]), lambda row: gaps.width_of(row), "W")
+
+
+def gap_falls_with_clean_images(found: Evidence) -> Verdict | None:
+    """Theorem 3: the more clean images, the smaller the error gap."""
+    return _falling(gaps.over_size(found.rows[found.ours]), lambda row: row.clean_size, "n")
+
+
+CLAIMS: tuple[tuple[str, Claim], ...] = (
+    ("Least sensitive to the poison ratio (Table 4)", least_sensitive_to_poison_ratio),
+    ("Effective with 100 clean images (Table 5)", effective_at_few_images),
+    ("The only defense effective in all settings (Section 7)", only_one_effective_everywhere),
+    ("More stable than the naive heuristic (Figure 1)", more_stable_than_naive),
+    ("More than 13 times faster than the next (Table 6)", thirteen_times_faster),
+    ("The error gap falls with the width (Table 7)", gap_falls_with_width),
+    ("The error gap falls with the clean images (Table 8)", gap_falls_with_clean_images),
+)
+
+
+def _falling(rows: Sequence[Row], axis: Callable[[Row], float | None], symbol: str) -> Verdict | None:
+    known = by((row for row in rows if axis(row) is not None), axis)
+    means = [(at, estimate(known[at], "error_gap")) for at in sorted(known, key=lambda at: at or 0.0)]
+    values = [(at, found.mean) for at, found in means if found]
+    if len(values) < 2:
+        return None
+    steps = [later <= earlier for (_, earlier), (_, later) in pairwise(values)]
+    told = ", ".join(f"{names.percent(value, 2)} at {symbol} = {names.plain(at)}" for at, value in values)
+    ends = values[-1][1] < values[0][1]
+    return Verdict(HOLDS if all(steps) and ends else IN_PART if ends else DOES_NOT, f"error gap in percent: {told}")
+
+
+def _graded(first: bool, second: bool, figures: str) -> Verdict:
+    return Verdict(HOLDS if first and second else IN_PART if first or second else DOES_NOT, figures)
+
+
+def _few(row: Row) -> bool:
+    return row.clean_size is not None and row.clean_size <= FEW_IMAGES
+
+
+def _settings(rows: Sequence[Row]) -> dict[tuple[str, float | None], list[Row]]:
+    """The repetitions of each victim and n."""
+    return by(rows, lambda row: (row.victim_key, row.clean_size))
+
+
+def _count(rows: Sequence[Row]) -> tuple[int, int]:
+    """In how many settings the defense is effective, of how many."""
+    each = _settings(rows).values()
+    return sum(map(_effective, each)), len(each)
+
+
+def _effective(rows: Sequence[Row]) -> bool:
+    acc, asr = estimate(rows, "acc"), estimate(rows, "asr")
+    assert acc is not None
+    assert asr is not None
+    before = [row.before["acc"] for row in rows if "acc" in row.before]
+    return marks.Outcome(rows[0].defense, acc.mean, asr.mean, sum(before) / len(before) if before else None).effective
+
+
+def _asr(rows: Sequence[Row]) -> float:
+    found = estimate(rows, "asr")
+    assert found is not None
+    return found.mean
+
+
+def _span(rows: Sequence[Row]) -> float:
+    values = [row.figures["asr"] for row in rows]
+    return max(values) - min(values)
+
+
+def _points(value: float) -> str:
+    return f"{names.percent(value)} points"

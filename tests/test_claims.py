@@ -1,0 +1,139 @@
+"""The verdicts on the paper's claims: from means of scored records, and none where records do not bear on a claim."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fake_records as fake
+import pytest
+
+from bench.report.claims import DOES_NOT, HOLDS, IN_PART, claims
+from bench.report.rows import Row, from_record
+
+RATIO, FEW, ONLY, STABLE, FASTER, WIDTH, SIZE = (
+    "poison ratio", "100 clean images", "only defense", "stable", "13 times", "the width", "the clean images",
+)  # fmt: skip
+
+
+def case(defense: str = "ibau", asr: float = 0.02, /, acc: float = 0.98, **changes: Any) -> Row:
+    figures = {key: changes.pop(key) for key in ("error_gap", "seconds_to_effect", "provenance") if key in changes}
+    shared = {"dataset": "gtsrb", "poison_ratio": 0.2, "clean_size": 5000}
+    return from_record(fake.record(fake.cell(defense, **(shared | changes)), acc, asr, **figures))
+
+
+def verdict(part: str, *rows: Row) -> str | None:
+    """The word on the one claim whose text holds ``part``."""
+    found = claims(rows)
+    words = [row[1].text for row in found.table.rows if part in row[0].text] if found else []
+    assert len(words) < 2
+    return words[0] if words else None
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ((0.01, 0.02), (0.0, 0.1), HOLDS),
+        ((0.01, 0.15), (0.0, 0.1), IN_PART),  # effective at all ratios, and the other varies less
+        ((0.01, 0.3), (0.0, 0.5), IN_PART),  # varies least, and is not effective everywhere
+        ((0.01, 0.9), (0.0, 0.1), DOES_NOT),
+        ((0.01, 0.15), (0.9, 0.9), HOLDS),  # what never works cannot be steady
+    ],
+)
+def test_sensitivity_to_the_poison_ratio(ours: tuple[float, float], theirs: tuple[float, float], expected: str) -> None:
+    rows = [
+        case(name, asr, poison_ratio=ratio)
+        for name, each in (("ibau", ours), ("nad", theirs))
+        for ratio, asr in zip((0.2, 0.05), each, strict=True)
+    ]
+    assert verdict(RATIO, *rows) == expected
+    assert verdict(RATIO, *rows[:2]) is None  # without any other defense there is no least sensitive one
+    assert verdict(RATIO, rows[0], rows[2]) is None
+
+
+@pytest.mark.parametrize(("asr", "other", "expected"), [(0.1, 0.1, HOLDS), (0.1, 0.3, IN_PART), (0.3, 0.3, DOES_NOT)])
+def test_few_clean_images(asr: float, other: float, expected: str) -> None:
+    rows = [case("ibau", asr, clean_size=100), case("ibau", other, clean_size=100, attack="blend"), case("ibau", 0.0)]
+    assert verdict(FEW, *rows) == expected
+    assert verdict(FEW, rows[-1]) is None
+
+
+def test_losing_more_than_ten_points_of_acc_is_not_effective() -> None:
+    assert verdict(FEW, case("ibau", 0.0, acc=0.80, clean_size=100)) == DOES_NOT
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ((0.0, 0.1), (0.0, 0.9), HOLDS),
+        ((0.0, 0.1), (0.0, 0.1), IN_PART),  # not the only one
+        ((0.0, 0.9), (0.9, 0.9), IN_PART),
+        ((0.0, 0.9), (0.0, 0.0), DOES_NOT),
+    ],
+)
+def test_the_only_one_effective_everywhere(
+    ours: tuple[float, float], theirs: tuple[float, float], expected: str
+) -> None:
+    attacks = ("badnets", "blend")
+    rows = [
+        case(name, asr, attack=attack)
+        for name, each in (("ibau", ours), ("tabor", theirs))
+        for attack, asr in zip(attacks, each, strict=True)
+    ]
+    assert verdict(ONLY, *rows) == expected
+    assert verdict(ONLY, *rows[:2]) is None
+
+
+def test_stability_is_compared_case_by_case_over_runs() -> None:
+    def runs(name: str, spread: float, attack: str) -> list[Row]:
+        return [case(name, 0.1 + spread * k, attack=attack, seed=k) for k in range(3)]
+
+    steady, shaky = (lambda name, attack: runs(name, 0.01, attack)), (lambda name, attack: runs(name, 0.2, attack))
+    one = [*steady("ibau", "badnets"), *shaky("naive_uap", "badnets")]
+    assert verdict(STABLE, *one) == HOLDS
+    assert verdict(STABLE, *one, *shaky("ibau", "blend"), *steady("naive_uap", "blend")) == IN_PART
+    assert verdict(STABLE, *shaky("ibau", "badnets"), *steady("naive_uap", "badnets")) == DOES_NOT
+    assert verdict(STABLE, *one[:5]) is None  # two runs show no spread
+
+
+@pytest.mark.parametrize(("theirs", "expected"), [(26.0, HOLDS), (25.9, IN_PART), (2.0, DOES_NOT)])
+def test_times_faster_than_the_fastest_that_works(theirs: float, expected: str) -> None:
+    ours = case("ibau", seconds_to_effect=2.0)
+    useless = [case("fine_pruning", 0.9, attack=a, seconds_to_effect=None) for a in ("badnets", "blend")]
+    everywhere = case("nad", 0.0, target="all_to_all", seconds_to_effect=0.1)  # not a single-target case
+    rows = [ours, case("nad", seconds_to_effect=theirs), case("tabor", seconds_to_effect=99.0), *useless, everywhere]
+    assert verdict(FASTER, *rows) == expected
+    assert verdict(FASTER, ours, *useless) is None
+
+
+def test_seconds_of_several_devices_are_not_compared() -> None:
+    there = case("nad", seconds_to_effect=99.0, provenance={"device": "another"})
+    assert verdict(FASTER, case("ibau", seconds_to_effect=2.0), there) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [((0.03, 0.02, 0.01), HOLDS), ((0.03, 0.01, 0.02), IN_PART), ((0.01, 0.02, 0.03), DOES_NOT)]
+)
+def test_the_gap_over_width_and_over_clean_images(values: tuple[float, ...], expected: str) -> None:
+    networks = ("resnet18", "googlenet", "densenet121")
+    widths = [case("ibau", error_gap=gap, model=name) for name, gap in zip(networks, values, strict=True)]
+    assert verdict(WIDTH, *widths) == expected
+    assert verdict(WIDTH, widths[0]) is None
+    sizes = [case("ibau", error_gap=gap, clean_size=n) for n, gap in zip((500, 2500, 5000), values, strict=True)]
+    assert verdict(SIZE, *reversed(sizes)) == expected
+    assert verdict(SIZE, sizes[0]) is None
+
+
+def test_every_way_to_run_ibau_has_a_line_of_its_own() -> None:
+    fast = {"name": "ibau", "recipe": "fast"}
+    rows = [case("ibau", asr, clean_size=100, **more) for asr, more in ((0.0, {"defense": fast}), (0.9, {}))]
+    found = claims(rows)
+    assert found is not None
+    assert {(row[0].note, row[1].text) for row in found.table.rows} == {
+        ("I-BAU (recipe fast, rounds default)", HOLDS),
+        ("I-BAU (recipe reference, rounds 3)", DOES_NOT),
+    }
+
+
+def test_without_ibau_there_are_no_claims() -> None:
+    assert claims([case("nad"), case("none")]) is None
+    assert claims([]) is None
