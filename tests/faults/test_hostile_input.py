@@ -94,7 +94,7 @@ BOMBS: dict[str, str] = {
     "b: &b {<<: [" + ", ".join(["*a"] * 99) + "]}\nc: &c {<<: [" + ", ".join(["*b"] * 99) + "]}\n",
     "an alias of itself": "name: &a [*a]\n",
     "a hundred thousand brackets": "name: " + "[" * 100_000 + "\n",
-    "a grid of 10^40 cells": "name: tiny\ngrid:\n"
+    "a grid of 10^16 cells": "name: tiny\ngrid:\n"
     + "".join(f"  {key}: {list(range(1, 10_001))}\n" for key in ("poison_ratio", "clean_size", "radius", "run")),
     "a tag that runs a command": "name: !!python/object/apply:os.system ['touch proof']\n",
     "a number of a million digits": f"name: tiny\nseeds: 0x{'f' * 900_000}\n",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import faulty
 import pytest
 import tiny_sweep
 from conftest import Note
@@ -79,6 +80,10 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     rows = [[name, case.time_limit] for name, case in CASES.items()] + [[one, None] for one in SOUND]
     tree = tiny_sweep.tree(grid={"poison_ratio": [0.1, 0.3], "defense, time_limit": rows})
     return Stage(tmp_path_factory.mktemp("plug-ins"), tree, WITH_FAULTS)
+
+
+def test_every_faulty_defense_is_in_the_sweep() -> None:
+    assert set(CASES) == {one.name for one in faulty.ALL}
 
 
 @pytest.fixture(scope="module")
