@@ -24,11 +24,13 @@ class Sharp:
         harm: the median harm of a survey's starts, in nats, above which a network is treated so.
         step: length of an outer step of the first phase, as a share of ‖θ‖.
         carriers: stands in for ``Recipe.carriers``.
+        outer_steps: stands in for ``Recipe.outer_steps``.
     """
 
     harm: float = 17.0
-    step: float = 0.0018
+    step: float = 0.0014
     carriers: tuple[float, ...] = (0.2, 0.2, 0.2, 0.1, 0.1)
+    outer_steps: int = 20
 
 
 @dataclass(frozen=True)

@@ -319,7 +319,7 @@ class _Run:
         bank, sharp = search.bank(climb), self.recipe.sharp
         if sharp and not self.sharp and search.harm is not None and float(search.harm.median()) > sharp.harm:
             self.sharp = sharp
-            self.recipe = replace(self.recipe, carriers=sharp.carriers)
+            self.recipe = replace(self.recipe, carriers=sharp.carriers, outer_steps=sharp.outer_steps)
         return bank
 
     def _loss(self, images: Tensor, labels: Tensor, **changes: Any) -> UniversalLoss:

@@ -215,8 +215,8 @@ def test_a_start_that_is_harmful_enough_stands_still() -> None:
 def test_harm_all_over_takes_the_plain_gradient_in_the_first_phase(harm: float, sharp: bool) -> None:
     images, labels = images_of(60)
     recipe = replace(
-        FAST, sharp=Sharp(harm=harm, step=0.01, carriers=(0.5, 0.5)), carriers=(0.5, 0.5), rounds=1, outer_steps=2,
-        autocast=False, outer_lr=0.0, guard=None,
+        FAST, sharp=Sharp(harm=harm, step=0.01, carriers=(0.5, 0.5), outer_steps=2), carriers=(0.5, 0.5), rounds=1,
+        outer_steps=2, autocast=False, outer_lr=0.0, guard=None,
     )  # fmt: skip
     model = Planted()
     before = torch.cat([p.detach().flatten() for p in model.parameters()])
