@@ -134,7 +134,7 @@ def test_a_cell_out_of_memory_gives_the_same_model_in_smaller_pieces(
     runner = CellRunner(tmp_path, tmp_path / "cache", torch.device("cpu"), Commit(None, None))
 
     def run(name: str) -> Record:
-        settings = {"recipe": "reference_gtsrb", "rounds": 1} if name in ("ibau", "narrow") else {}
+        settings = {"recipe": "reference_gtsrb", "rounds": 1, "carriers": 0.5} if name in ("ibau", "narrow") else {}
         tree = tiny_sweep.tree()["cell"] | {"poison_ratio": 0.2, "defense": {"name": name, **settings}}
         return runner.run(Cell.model_validate({**tree, "radius": 1.0}))
 
