@@ -233,7 +233,7 @@ def test_the_settings_survive_a_round_trip(defense: Defense) -> None:
 
 def test_the_context_holds_nothing_of_the_attack() -> None:
     names = {field.name for field in dataclasses.fields(DefenseContext)}
-    assert names == {"num_classes", "device", "seed", "radius", "deadline", "on_round", "passes"}
+    assert names == {"num_classes", "device", "seed", "radius", "deadline", "on_round", "passes", "micro_batch"}
 
 
 def test_the_training_data_go_to_the_one_defense_that_trains_anew() -> None:
