@@ -28,7 +28,7 @@ from bench.report.records_table import command, one_cell_sweep
 from bench.report.rows import from_record, read
 
 ROOT = Path(__file__).parents[1]
-COMMITTED = sorted(path.parent.name for path in (ROOT / "results").glob("*/tables.csv"))
+COMMITTED = sorted(path.parent.name for path in (ROOT / "results").glob("*/records.jsonl"))
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 20
 
 
@@ -42,10 +42,11 @@ def test_committed_tables_are_those_of_the_committed_records(name: str) -> None:
     folder = ROOT / "results" / name
     again = spreadsheet.figures(compose(folder, read(folder), draw=False))
     told = f"run: python -m bench.report results/{name} --format csv"
+    assert (folder / "tables.csv").is_file(), told
     assert again == (folder / "tables.csv").read_text(encoding="utf-8"), told
 
 
-def test_some_tables_are_committed() -> None:
+def test_some_records_are_committed() -> None:
     assert COMMITTED
 
 
