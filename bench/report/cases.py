@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bench import published
-from bench.report import beside, marks, names
+from bench.report import beside, marks, names, tables
 from bench.report.groups import Estimate, by, estimate, ordered
 from bench.report.rows import Row, canonical
-from bench.report.tables import MEASURES, Head, Table, Value, beneath, measured
+from bench.report.tables import Head, Table, Value, beneath, measured
 
 NO_DEFENSE = names.defense_name("none")
 INTERVAL_OF_SEEDS = "Beneath a figure: the 95 % interval of its mean over {} seeds."
@@ -274,15 +274,16 @@ def measures(found: Sequence[Line], labels: Mapping[str, str]) -> Table:
     """RA, DER, time, memory and passes of the same cells: a row each case and defense."""
     left, _ = names_of(found)
     shown = columns(found, labels)
+    told = tables.measures(row for line in found for rows in line.cells.values() for row in rows)
     body = []
     for name, line in zip(left, found, strict=True):
         for column in shown:
             rows = line.cells.get(column, [])
             if not rows or (column == NO_DEFENSE and not {"der", "seconds"} & rows[0].figures.keys()):
                 continue
-            values = [measured(rows, metric, write) for _, metric, write in MEASURES]
+            values = [measured(rows, metric, write) for _, metric, write in told]
             seeds = len({row.seed for row in rows})
             body.append((name, Value(column), Value(str(seeds), sort=seeds), *values))
-    told = (Head("Attack", numeric=False), Head("Defense", numeric=False), Head("Seeds"))
-    heads = (*told, *(Head(text) for text, _, _ in MEASURES))
+    left_heads = (Head("Attack", numeric=False), Head("Defense", numeric=False), Head("Seeds"))
+    heads = (*left_heads, *(Head(text) for text, _, _ in told))
     return Table(heads, tuple(body), ("Mean over seeds; smallest to largest beneath. Rates in percent.",))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bench.report.names import COLUMN_ORDER, defense_name, text_of
-from bench.report.rows import Row, canonical
+from bench.report.rows import EVASION, Row, canonical
 
 RATES = ("acc", "asr", "ra", "der", "error_gap")
 
@@ -100,7 +100,7 @@ def estimate(rows: Sequence[Row], metric: str) -> Estimate | None:
     else:
         half = _half_width(values, mean)
         low, high = mean - half, mean + half
-        if metric in RATES:
+        if metric in RATES or metric.startswith(EVASION):
             low, high = max(0.0, low), min(1.0, high)
     return Estimate(mean, low, high, len(values), min(values), max(values))
 
