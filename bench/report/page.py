@@ -36,7 +36,7 @@ LEGEND = (
     ("Peak memory", "of the defense: allocated on the GPU, or growth of the process's memory on a CPU."),
     (
         "Under PGD r",
-        "the defended model's accuracy on clean scoring images while each is attacked within ℓ2 distance r, on request.",
+        "accuracy on clean scoring images while each of them is attacked within ℓ2 distance r, on request.",
     ),
     ("paper", beside.MEANING),
     ("n", "how many clean images the defender holds."),
