@@ -63,6 +63,21 @@ def test_every_mark_has_its_symbol_in_latex() -> None:
     assert all("U+" not in latex.escape(mark.symbol) for mark in marks.ALL)
 
 
+def test_no_trigger_detected_is_a_cross_in_every_format(tmp_path: Path) -> None:
+    missed = fake.record(fake.cell("tabor"), 0.98, 0.97, status="no_trigger_detected", reason="no class lies below")
+    page = page_of(tmp_path, missed, fake.record(fake.cell("none"), 0.98, 0.97), fake.record(fake.cell()))
+    written = {file: render(page) for files in FORMATS.values() for file, render in files.items()}
+    meaning = marks.UNDETECTED.meaning
+    assert f'<span class="mark undetected" title="{meaning}" aria-label="{meaning}" role="img">×</span>' in (
+        written["report.html"]
+    )
+    assert re.search(r"\| 97\.0 [▲ ]*× \(", written["report.md"])
+    assert re.search(r"97\.0(\$\^\{\\blacktriangle\}\$)?\$\^\{\\times\}\$", written["report.tex"])
+    (line,) = [each for each in csv.DictReader(io.StringIO(written["tables.csv"])) if "undetected" in each["marks"]]
+    assert (line["table"], line["column"], line["text"]) == ("1_2_attack_cases", "TABOR ASR", "97.0")
+    assert any("no_trigger_detected" in row for row in csv.reader(io.StringIO(written["records.csv"])))
+
+
 def test_latex_tables_have_as_many_cells_as_heads(tmp_path: Path) -> None:
     records = [fake.record(fake.cell(name, attack="a&b_{}")) for name in ("none", "ibau")]
     text = latex.render(page_of(tmp_path, *records))

@@ -80,6 +80,16 @@ def test_marks_reach_the_table_and_are_explained() -> None:
     assert all(mark.symbol in told for mark in marks.ALL)
 
 
+def test_a_trigger_that_was_missed_in_some_repetitions_is_told() -> None:
+    missed = {"status": "no_trigger_detected"}
+    records = [case("tabor", 0.98, 0.9, seed=0) | missed, case("tabor", seed=1), case("tabor", seed=2), case()]
+    table = made(*records)["1_2_attack_cases"].table
+    asr = columns(table, 0)["TABOR", "ASR"]
+    assert asr.note.startswith("× in 1 of 3, ")
+    assert marks.UNDETECTED not in asr.marks
+    assert any("× no trigger detected" in note for note in table.notes)
+
+
 def test_accuracy_under_attack_is_told_beside_and_radii_are_not_averaged() -> None:
     records = [
         case("nad", 0.9, 0.1, evasion_radius=radius, seed=seed)

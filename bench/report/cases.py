@@ -129,17 +129,22 @@ def pairs(line: Line) -> dict[str, Pair]:
             continue
         row = line.cells[column][0]
         theirs = beside.one_trigger(row, line.size) if row.one_trigger else beside.multi_trigger(row, "average")
-        extra = (marks.UNDETECTED,) if undetected(line.cells[column]) else ()
         made = [
-            value(figure, metric, theirs[place], (*marked[column][place], *(extra if place else ())))
+            value(figure, metric, theirs[place], marked[column][place])
             for place, (figure, metric) in enumerate(((acc, "acc"), (asr, "asr")))
         ]
-        values[column] = (made[0], made[1])
+        values[column] = (made[0], _undetected(made[1], line.cells[column]))
     return values
 
 
-def undetected(rows: Sequence[Row]) -> bool:
-    return all(row.status == "no_trigger_detected" for row in rows)
+def _undetected(asr: Value, rows: Sequence[Row]) -> Value:
+    """With × where no repetition detected a trigger, and in how many where only some did not."""
+    found = [row for row in rows if row.scored]
+    count = sum(row.status == "no_trigger_detected" for row in found)
+    if 0 < count < len(found):
+        told = f"{marks.UNDETECTED.symbol} in {count} of {len(found)}"
+        return replace(asr, note=f"{told}, {asr.note}" if asr.note else told)
+    return replace(asr, marks=(*asr.marks, marks.UNDETECTED)) if count else asr
 
 
 def value(figure: Estimate, metric: str, theirs: str, found: Sequence[marks.Mark], digits: int = 1) -> Value:
@@ -258,7 +263,9 @@ def finished(heads: Sequence[Head], body: Sequence[Sequence[Value]], notes: Sequ
     interval = (
         INTERVAL_OF_EITHER if every is None else INTERVAL_OF_SEEDS.format(every) if every > 1 else INTERVAL_OF_ONE
     )
-    found = [mark for mark in marks.ALL if any(mark in value.marks for value in values)]
+    some = any(value.note.startswith(f"{marks.UNDETECTED.symbol} in ") for value in values)
+    shown = {mark for value in values for mark in value.marks} | ({marks.UNDETECTED} if some else set())
+    found = [mark for mark in marks.ALL if mark in shown]
     told = [f"{' · '.join(f'{mark.symbol} {mark.short}' for mark in found)}."] if found else []
     paper = [beside.NOTE] if any(value.published for value in values) else []
     signs = [f"{sign} {text}" for sign, text in beside.SIGNS.items() if any(sign in each.published for each in values)]

@@ -21,7 +21,7 @@ _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2
 
 @dataclass(frozen=True)
 class Group:
-    """Records that may stand in one mean: of one schema, one data set and one way of splitting it."""
+    """Records that may stand in one mean: of one schema, one data set by name and content, and one way of splitting it."""
 
     title: str
     rows: tuple[Row, ...]
@@ -56,13 +56,20 @@ def by(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item
 
 
 def groups(rows: Sequence[Row]) -> list[Group]:
-    """The rows in parts that must never be averaged together."""
-    parts = by(rows, lambda row: (row.dataset, row.schema, row.split))
+    """The rows in parts that must never be averaged together.
+
+    A record that does not tell what its data set held is taken to be of the one content that others of that name
+    have, and stands by itself where they have several.
+    """
+    contents = {name: {row.data for row in each} - {""} for name, each in by(rows, lambda row: row.dataset).items()}
+    several = {name for name, each in contents.items() if len(each) > 1}
+    parts = by(rows, lambda row: (row.dataset, row.data if row.dataset in several else "", row.schema, row.split))
     several_schemas = len({row.schema for row in rows}) > 1
     several_splits = len({(row.dataset, row.split) for row in rows}) > len({row.dataset for row in rows})
     found = []
-    for (dataset, schema, split), members in sorted(parts.items()):
+    for (dataset, data, schema, split), members in sorted(parts.items()):
         title = dataset or "unnamed data set"
+        title += f" · content {data[:8] or 'not told'}" if dataset in several else ""
         title += f" · schema {schema or 'unknown'}" if several_schemas else ""
         title += f" · split {split}" if several_splits else ""
         found.append(Group(title, tuple(members)))

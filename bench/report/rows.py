@@ -66,6 +66,8 @@ class Row:
     rounds: tuple[Mapping[str, Any], ...]
     provenance: Mapping[str, Any]
     split: str
+    data: str = ""
+    """What the data set held, where the record tells."""
     triggers: tuple[TriggerFigures, ...] = ()
     """Each trigger by itself, after the defense; ``triggers_before`` on the victim."""
     triggers_before: tuple[TriggerFigures, ...] = ()
@@ -173,6 +175,7 @@ def from_record(record: Mapping[str, Any]) -> Row:
         rounds=tuple(_mapping(each) for each in _list(record.get("rounds"))),
         provenance=_mapping(record.get("provenance")),
         split=canonical(record.get("split", 1)),
+        data=_text(record.get("data")),
         triggers=_triggers(cell, record.get("triggers")),
         triggers_before=_triggers(cell, _mapping(record.get("victim")).get("triggers")),
         details=_mapping(record.get("details")),
