@@ -68,8 +68,9 @@ def test_no_trigger_detected_is_a_cross_in_every_format(tmp_path: Path) -> None:
     page = page_of(tmp_path, missed, fake.record(fake.cell("none"), 0.98, 0.97), fake.record(fake.cell()))
     written = {file: render(page) for files in FORMATS.values() for file, render in files.items()}
     meaning = marks.UNDETECTED.meaning
-    assert f'<span class="mark undetected" title="{meaning}" aria-label="{meaning}" role="img">×</span>' in (
-        written["report.html"]
+    assert (
+        f'<span class="mark undetected" title="{meaning}" aria-label="{meaning}" role="img">×</span>'
+        in (written["report.html"])
     )
     assert re.search(r"\| 97\.0 [▲ ]*× \(", written["report.md"])
     assert re.search(r"97\.0(\$\^\{\\blacktriangle\}\$)?\$\^\{\\times\}\$", written["report.tex"])

@@ -21,7 +21,7 @@ _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2
 
 @dataclass(frozen=True)
 class Group:
-    """Records that may stand in one mean: of one schema, one data set by name and content, and one way of splitting it."""
+    """Records that may stand in one mean: of one schema, one data set (name and content), one way of splitting it."""
 
     title: str
     rows: tuple[Row, ...]
