@@ -149,6 +149,8 @@ class Record(_Row):
     provenance: Provenance | None = None
     split: int = SPLIT_VERSION
     """Version of the rule that split the test images; the first in records written before they said so."""
+    data: str | None = None
+    """What the data set held (``bench.data_identity``); null where it was not loaded, or written before it was told."""
 
     @model_validator(mode="before")
     @classmethod

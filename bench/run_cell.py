@@ -19,6 +19,7 @@ from adapters.protocols import DefenseResult, ImageTensors, LabelledImages, Pass
 from bench.attempts import free_memory, is_out_of_memory, run_within_memory
 from bench.cells import Cell
 from bench.clock import load_what_torch_loads_late
+from bench.data_identity import data_identity
 from bench.defense_run import DefenseRun, Prepared, build_defense, clean_set, has_effect
 from bench.evasion import evasion_accuracy
 from bench.provenance import Commit, provenance
@@ -92,7 +93,9 @@ class CellRunner:
         """The record of ``cell``. An exception becomes a record too: of status ``failed``, with its reason."""
         source = provenance(self._device, self._commit)
         try:
-            return run_cell(cell, self.prepare(cell), self._device).model_copy(update={"provenance": source})
+            prepared = self.prepare(cell)
+            told = {"provenance": source, "data": data_identity(prepared.data)}
+            return run_cell(cell, prepared, self._device).model_copy(update=told)
         except (Exception, SystemExit) as error:  # the boundary: whatever a plug-in raises ends here
             logger.debug("cell %s failed", cell.id, exc_info=True)
             why, short = reason(error), is_out_of_memory(error)

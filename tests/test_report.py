@@ -154,6 +154,22 @@ def test_data_sets_schemas_and_splits_are_kept_apart() -> None:
     assert len({group.title for group in found}) == 4
 
 
+def test_copies_of_a_data_set_under_one_name_are_kept_apart() -> None:
+    one, other = "a" * 16, "b" * 16
+    told = [fake.record(fake.cell(seed=k), data=data) for k, data in enumerate((one, one, other))]
+    silent = fake.record(fake.cell(seed=3))
+    found = groups(rows_of(*told, silent, fake.record(fake.cell(dataset="gtsrb"), data=one)))
+    titles = {group.title: len(group.rows) for group in found}
+    assert titles == {
+        "digits · content aaaaaaaa": 2, "digits · content bbbbbbbb": 1, "digits · content not told": 1, "gtsrb": 1
+    }  # fmt: skip
+
+
+def test_a_record_that_does_not_tell_its_content_is_of_the_only_one_known() -> None:
+    (group,) = groups(rows_of(fake.record(fake.cell(), data="a" * 16), fake.record(fake.cell(seed=1))))
+    assert (group.title, len(group.rows)) == ("digits", 2)
+
+
 def test_records_from_before_splits_had_a_version_are_of_the_first() -> None:
     rows = rows_of(fake.record(fake.cell()), fake.record(fake.cell(seed=1), split=1))
     assert len(groups(rows)) == 1

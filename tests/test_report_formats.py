@@ -28,7 +28,7 @@ from bench.report.records_table import command, one_cell_sweep
 from bench.report.rows import from_record, read
 
 ROOT = Path(__file__).parents[1]
-COMMITTED = sorted(path.parent.name for path in (ROOT / "results").glob("*/tables.csv"))
+COMMITTED = sorted(path.parent.name for path in (ROOT / "results").glob("*/records.jsonl"))
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 20
 
 
@@ -42,10 +42,11 @@ def test_committed_tables_are_those_of_the_committed_records(name: str) -> None:
     folder = ROOT / "results" / name
     again = spreadsheet.figures(compose(folder, read(folder), draw=False))
     told = f"run: python -m bench.report results/{name} --format csv"
+    assert (folder / "tables.csv").is_file(), told
     assert again == (folder / "tables.csv").read_text(encoding="utf-8"), told
 
 
-def test_some_tables_are_committed() -> None:
+def test_some_records_are_committed() -> None:
     assert COMMITTED
 
 
@@ -60,6 +61,22 @@ def test_latex_takes_any_text_literally(text: str) -> None:
 
 def test_every_mark_has_its_symbol_in_latex() -> None:
     assert all("U+" not in latex.escape(mark.symbol) for mark in marks.ALL)
+
+
+def test_no_trigger_detected_is_a_cross_in_every_format(tmp_path: Path) -> None:
+    missed = fake.record(fake.cell("tabor"), 0.98, 0.97, status="no_trigger_detected", reason="no class lies below")
+    page = page_of(tmp_path, missed, fake.record(fake.cell("none"), 0.98, 0.97), fake.record(fake.cell()))
+    written = {file: render(page) for files in FORMATS.values() for file, render in files.items()}
+    meaning = marks.UNDETECTED.meaning
+    assert (
+        f'<span class="mark undetected" title="{meaning}" aria-label="{meaning}" role="img">×</span>'
+        in (written["report.html"])
+    )
+    assert re.search(r"\| 97\.0 [▲ ]*× \(", written["report.md"])
+    assert re.search(r"97\.0(\$\^\{\\blacktriangle\}\$)?\$\^\{\\times\}\$", written["report.tex"])
+    (line,) = [each for each in csv.DictReader(io.StringIO(written["tables.csv"])) if "undetected" in each["marks"]]
+    assert (line["table"], line["column"], line["text"]) == ("1_2_attack_cases", "TABOR ASR", "97.0")
+    assert any("no_trigger_detected" in row for row in csv.reader(io.StringIO(written["records.csv"])))
 
 
 def test_latex_tables_have_as_many_cells_as_heads(tmp_path: Path) -> None:

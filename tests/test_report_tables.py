@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bench import published
 from bench.report import beside, cases, marks, paper, sweep_files
 from bench.report.groups import groups, variants
+from bench.report.records_table import records as records_table
 from bench.report.records_table import unscored
 from bench.report.rows import Row, from_record
 from bench.report.tables import Table, Titled, Value
@@ -77,6 +78,38 @@ def test_marks_reach_the_table_and_are_explained() -> None:
     assert not row["No defense", "ASR"].marks
     told = next(note for note in table.notes if note.startswith("▲"))
     assert all(mark.symbol in told for mark in marks.ALL)
+
+
+def test_a_trigger_that_was_missed_in_some_repetitions_is_told() -> None:
+    missed = {"status": "no_trigger_detected"}
+    records = [case("tabor", 0.98, 0.9, seed=0) | missed, case("tabor", seed=1), case("tabor", seed=2), case()]
+    table = made(*records)["1_2_attack_cases"].table
+    asr = columns(table, 0)["TABOR", "ASR"]
+    assert asr.note.startswith("× in 1 of 3, ")
+    assert marks.UNDETECTED not in asr.marks
+    assert any("× no trigger detected" in note for note in table.notes)
+
+
+def test_accuracy_under_attack_is_told_beside_and_radii_are_not_averaged() -> None:
+    records = [
+        case("nad", 0.9, 0.1, evasion_radius=radius, seed=seed)
+        | {"evasion_accuracy": value, "evasion_accuracy_interval": [value - 0.1, value + 0.1]}
+        for radius, seed, value in ((0.5, 0, 0.4), (0.5, 1, 0.6), (1.0, 2, 0.1))
+    ]
+    rows = [from_record(each) for each in records]
+    assert rows[2].intervals["evasion_accuracy 1"] == (0.0, 0.2)
+    beside_ = made(*records)["1_2_attack_cases"].beside
+    assert beside_ is not None
+    line = next(place for place, row in enumerate(beside_.rows) if row[1].text == "NAD")
+    told = columns(beside_, line)
+    assert (told["", "Under PGD 0.5"].text, told["", "Under PGD 1"].text) == ("50.0", "10.0")
+    every = records_table(rows, variants(rows))
+    heads = [head.text for head in every.table.heads]
+    assert [row[heads.index("Under PGD 0.5")].text for row in every.table.rows] == ["40.0", "60.0", "–"]
+    assert ("Under PGD 1, 95 % interval", "0.0–20.0 %") in every.details[2].facts
+    other = made(case("nad"))["1_2_attack_cases"].beside
+    assert other is not None
+    assert not any("PGD" in head.text for head in other.heads)
 
 
 def test_without_a_control_the_victim_itself_is_the_yardstick() -> None:

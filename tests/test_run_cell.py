@@ -201,6 +201,7 @@ def test_a_record_is_complete_and_valid(runner: CellRunner) -> None:
     assert record.peak_memory_bytes is not None
     assert record.provenance is not None
     assert (record.provenance.commit, record.provenance.cells_beside) == ("c0ffee", 0)
+    assert len(record.data or "") == 16
 
 
 def test_rounds_are_scored_and_neither_counted_nor_timed(runner: CellRunner) -> None:

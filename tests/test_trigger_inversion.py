@@ -165,6 +165,17 @@ def test_a_class_is_done_when_its_trigger_no_longer_shrinks_and_the_cost_went_bo
     assert schedule.active.tolist() == [False, True]  # the other's cost never fell
 
 
+@pytest.mark.parametrize(("rate", "steps"), [(0.995, 100), (0.9999, 3)])
+def test_a_trigger_that_shrinks_slowly_is_not_given_up(rate: float, steps: int) -> None:
+    """By half a percent a step it has shrunk by more than 1 % in three; by a hundredth of that it has not."""
+    schedule = CostSchedule(1, initial=0.1, factor=2.0, patience=1, early_stop=3)
+    size, lasted = 50.0, 0
+    for step in range(100):
+        schedule.update(torch.tensor([step % 2 == 0]), torch.tensor([size]))  # the cost goes both ways
+        size, lasted = size * rate, lasted + int(schedule.active[0])
+    assert lasted == steps
+
+
 @given(st.integers(1, 40), st.integers(1, 50))
 def test_every_image_is_drawn_before_one_is_drawn_again(count: int, size: int) -> None:
     data = LabelledImages(torch.arange(count).float(), torch.arange(count))

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bench import published
-from bench.report import beside, marks, names
+from bench.report import beside, marks, names, tables
 from bench.report.groups import Estimate, by, estimate, ordered
 from bench.report.rows import Row, canonical
-from bench.report.tables import MEASURES, Head, Table, Value, beneath, measured
+from bench.report.tables import Head, Table, Value, beneath, measured
 
 NO_DEFENSE = names.defense_name("none")
 INTERVAL_OF_SEEDS = "Beneath a figure: the 95 % interval of its mean over {} seeds."
@@ -129,17 +129,22 @@ def pairs(line: Line) -> dict[str, Pair]:
             continue
         row = line.cells[column][0]
         theirs = beside.one_trigger(row, line.size) if row.one_trigger else beside.multi_trigger(row, "average")
-        extra = (marks.UNDETECTED,) if undetected(line.cells[column]) else ()
         made = [
-            value(figure, metric, theirs[place], (*marked[column][place], *(extra if place else ())))
+            value(figure, metric, theirs[place], marked[column][place])
             for place, (figure, metric) in enumerate(((acc, "acc"), (asr, "asr")))
         ]
-        values[column] = (made[0], made[1])
+        values[column] = (made[0], _undetected(made[1], line.cells[column]))
     return values
 
 
-def undetected(rows: Sequence[Row]) -> bool:
-    return all(row.status == "no_trigger_detected" for row in rows)
+def _undetected(asr: Value, rows: Sequence[Row]) -> Value:
+    """With × where no repetition detected a trigger, and in how many where only some did not."""
+    found = [row for row in rows if row.scored]
+    count = sum(row.status == "no_trigger_detected" for row in found)
+    if 0 < count < len(found):
+        told = f"{marks.UNDETECTED.symbol} in {count} of {len(found)}"
+        return replace(asr, note=f"{told}, {asr.note}" if asr.note else told)
+    return replace(asr, marks=(*asr.marks, marks.UNDETECTED)) if count else asr
 
 
 def value(figure: Estimate, metric: str, theirs: str, found: Sequence[marks.Mark], digits: int = 1) -> Value:
@@ -258,7 +263,9 @@ def finished(heads: Sequence[Head], body: Sequence[Sequence[Value]], notes: Sequ
     interval = (
         INTERVAL_OF_EITHER if every is None else INTERVAL_OF_SEEDS.format(every) if every > 1 else INTERVAL_OF_ONE
     )
-    found = [mark for mark in marks.ALL if any(mark in value.marks for value in values)]
+    some = any(value.note.startswith(f"{marks.UNDETECTED.symbol} in ") for value in values)
+    shown = {mark for value in values for mark in value.marks} | ({marks.UNDETECTED} if some else set())
+    found = [mark for mark in marks.ALL if mark in shown]
     told = [f"{' · '.join(f'{mark.symbol} {mark.short}' for mark in found)}."] if found else []
     paper = [beside.NOTE] if any(value.published for value in values) else []
     signs = [f"{sign} {text}" for sign, text in beside.SIGNS.items() if any(sign in each.published for each in values)]
@@ -274,15 +281,16 @@ def measures(found: Sequence[Line], labels: Mapping[str, str]) -> Table:
     """RA, DER, time, memory and passes of the same cells: a row each case and defense."""
     left, _ = names_of(found)
     shown = columns(found, labels)
+    told = tables.measures(row for line in found for rows in line.cells.values() for row in rows)
     body = []
     for name, line in zip(left, found, strict=True):
         for column in shown:
             rows = line.cells.get(column, [])
             if not rows or (column == NO_DEFENSE and not {"der", "seconds"} & rows[0].figures.keys()):
                 continue
-            values = [measured(rows, metric, write) for _, metric, write in MEASURES]
+            values = [measured(rows, metric, write) for _, metric, write in told]
             seeds = len({row.seed for row in rows})
             body.append((name, Value(column), Value(str(seeds), sort=seeds), *values))
-    told = (Head("Attack", numeric=False), Head("Defense", numeric=False), Head("Seeds"))
-    heads = (*told, *(Head(text) for text, _, _ in MEASURES))
+    left_heads = (Head("Attack", numeric=False), Head("Defense", numeric=False), Head("Seeds"))
+    heads = (*left_heads, *(Head(text) for text, _, _ in told))
     return Table(heads, tuple(body), ("Mean over seeds; smallest to largest beneath. Rates in percent.",))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bench.report.names import COLUMN_ORDER, defense_name, text_of
-from bench.report.rows import Row, canonical
+from bench.report.rows import EVASION, Row, canonical
 
 RATES = ("acc", "asr", "ra", "der", "error_gap")
 
@@ -21,7 +21,7 @@ _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2
 
 @dataclass(frozen=True)
 class Group:
-    """Records that may stand in one mean: of one schema, one data set and one way of splitting it."""
+    """Records that may stand in one mean: of one schema, one data set (name and content), one way of splitting it."""
 
     title: str
     rows: tuple[Row, ...]
@@ -56,13 +56,20 @@ def by(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item
 
 
 def groups(rows: Sequence[Row]) -> list[Group]:
-    """The rows in parts that must never be averaged together."""
-    parts = by(rows, lambda row: (row.dataset, row.schema, row.split))
+    """The rows in parts that must never be averaged together.
+
+    A record that does not tell what its data set held is taken to be of the one content that others of that name
+    have, and stands by itself where they have several.
+    """
+    contents = {name: {row.data for row in each} - {""} for name, each in by(rows, lambda row: row.dataset).items()}
+    several = {name for name, each in contents.items() if len(each) > 1}
+    parts = by(rows, lambda row: (row.dataset, row.data if row.dataset in several else "", row.schema, row.split))
     several_schemas = len({row.schema for row in rows}) > 1
     several_splits = len({(row.dataset, row.split) for row in rows}) > len({row.dataset for row in rows})
     found = []
-    for (dataset, schema, split), members in sorted(parts.items()):
+    for (dataset, data, schema, split), members in sorted(parts.items()):
         title = dataset or "unnamed data set"
+        title += f" · content {data[:8] or 'not told'}" if dataset in several else ""
         title += f" · schema {schema or 'unknown'}" if several_schemas else ""
         title += f" · split {split}" if several_splits else ""
         found.append(Group(title, tuple(members)))
@@ -100,7 +107,7 @@ def estimate(rows: Sequence[Row], metric: str) -> Estimate | None:
     else:
         half = _half_width(values, mean)
         low, high = mean - half, mean + half
-        if metric in RATES:
+        if metric in RATES or metric.startswith(EVASION):
             low, high = max(0.0, low), min(1.0, high)
     return Estimate(mean, low, high, len(values), min(values), max(values))
 

@@ -43,6 +43,12 @@ def defense_name(name: str) -> str:
     return _DEFENSES.get(name, name)
 
 
+def metric_name(key: str) -> str:
+    """A figure's heading; that of an accuracy under attack names the radius: ``Under PGD 0.5``."""
+    kind, _, radius = key.partition(" ")
+    return METRIC_NAMES.get(key) or (f"Under PGD {radius}" if kind == "evasion_accuracy" else key)
+
+
 def attack_name(name: str) -> str:
     return _ATTACKS.get(name, name)
 

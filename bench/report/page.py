@@ -34,6 +34,10 @@ LEGEND = (
     ("To effect", "the second up to the first round with ASR under 20 % and at most 10 points of ACC lost."),
     ("Forward, backward", "how many images went through the network in each direction during the defense."),
     ("Peak memory", "of the defense: allocated on the GPU, or growth of the process's memory on a CPU."),
+    (
+        "Under PGD r",
+        "accuracy on clean scoring images while each of them is attacked within ℓ2 distance r, on request.",
+    ),
     ("paper", beside.MEANING),
     ("n", "how many clean images the defender holds."),
     ("Cδ", "the radius of the ball that I-BAU looks for its perturbation in, with pixels in [0, 1]."),

@@ -12,7 +12,7 @@ import yaml
 from bench.report import names
 from bench.report.groups import by
 from bench.report.rows import Row
-from bench.report.tables import Head, Table, Value
+from bench.report.tables import MEASURES, Head, Table, Value, measures
 
 EMBEDDED = frozenset({"digits"})
 """Data sets that need no data root."""
@@ -46,7 +46,7 @@ def _number(write: Callable[[float | None], str], value: float | None) -> Value:
     return Value(write(value), sort=value)
 
 
-def _columns(labels: Mapping[str, str]) -> list[tuple[Head, _Write]]:
+def _columns(rows: Sequence[Row], labels: Mapping[str, str]) -> list[tuple[Head, _Write]]:
     def figure(name: str, key: str, write: Callable[[float | None], str]) -> tuple[Head, _Write]:
         return Head(name), lambda row: _number(write, row.figures.get(key))
 
@@ -72,6 +72,7 @@ def _columns(labels: Mapping[str, str]) -> list[tuple[Head, _Write]]:
         figure("Forward", "forward", names.count_name),
         figure("Backward", "backward", names.count_name),
         figure("Peak memory", "peak_memory_bytes", names.bytes_name),
+        *(figure(*each) for each in measures(rows)[len(MEASURES) :]),
     ]
 
 
@@ -81,7 +82,7 @@ _ALWAYS_SHOWN = frozenset({"Status", "Defense", "ACC", "ASR"})
 def records(rows: Sequence[Row], labels: Mapping[str, str]) -> Records:
     """Every record; a column that never changes is told once instead."""
     heads, cells, constants = [], [], []
-    for head, write in _columns(labels):
+    for head, write in _columns(rows, labels):
         values = [write(row) for row in rows]
         if len({value.text for value in values}) > 1 or head.text in _ALWAYS_SHOWN:
             heads.append(head)
@@ -94,7 +95,7 @@ def records(rows: Sequence[Row], labels: Mapping[str, str]) -> Records:
 
 def _details(row: Row) -> Details:
     facts = [
-        (f"{names.METRIC_NAMES[metric]}, 95 % interval", f"{names.percent_range(*ends)} %")
+        (f"{names.metric_name(metric)}, 95 % interval", f"{names.percent_range(*ends)} %")
         for metric, ends in row.intervals.items()
     ]
     if "acc" in row.before and "asr" in row.before:

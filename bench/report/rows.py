@@ -19,6 +19,9 @@ SCORED = frozenset({"ok", "no_trigger_detected"})
 
 FIGURES = ("acc", "asr", "ra", "der", "error_gap", "seconds", "seconds_to_effect", "peak_memory_bytes")
 
+EVASION = "evasion_accuracy"
+"""Begins the names of accuracies under attack, which end with its radius: one of each, since they do not compare."""
+
 
 class TriggerFigures(NamedTuple):
     """One of a record's triggers: ``attack`` and ``target`` as the cell names them; rates in [0, 1]."""
@@ -37,8 +40,8 @@ NOT_OF_ANY = ("seed", "run", "tsne_images")
 class Row:
     """A record with every field of the type it should have; what is missing or of another type is None or "".
 
-    ``figures`` holds the finite numbers among ``FIGURES`` and ``passes.forward`` / ``passes.backward``, as
-    ``forward`` and ``backward``; ``before`` those of the victim; ``intervals`` the 95 % intervals.
+    ``figures`` holds the finite numbers among ``FIGURES``, ``passes.forward`` / ``passes.backward``, as
+    ``forward`` and ``backward``, and ``EVASION``; ``before`` those of the victim; ``intervals`` the 95 % intervals.
     """
 
     id: str
@@ -63,6 +66,8 @@ class Row:
     rounds: tuple[Mapping[str, Any], ...]
     provenance: Mapping[str, Any]
     split: str
+    data: str = ""
+    """What the data set held, where the record tells."""
     triggers: tuple[TriggerFigures, ...] = ()
     """Each trigger by itself, after the defense; ``triggers_before`` on the victim."""
     triggers_before: tuple[TriggerFigures, ...] = ()
@@ -144,6 +149,7 @@ def from_record(record: Mapping[str, Any]) -> Row:
     defense = _mapping(cell.get("defense"))
     victim = _mapping(cell.get("victim"))
     settings = {key: value for key, value in defense.items() if key != "name"}
+    evasion = _evasion(record, number(cell.get("evasion_radius")))
     if cell.get("time_limit") is not None:
         settings["time_limit"] = cell["time_limit"]
     return Row(
@@ -164,11 +170,12 @@ def from_record(record: Mapping[str, Any]) -> Row:
         radius=number(cell.get("radius")),
         seed=int(number(cell.get("seed")) or 0),
         before=_numbers(_mapping(record.get("victim"))),
-        figures=_numbers(record, FIGURES) | _numbers(_mapping(record.get("passes")), ("forward", "backward")),
-        intervals=_intervals(record),
+        figures=_numbers(record, FIGURES) | _numbers(_mapping(record.get("passes")), ("forward", "backward")) | evasion,
+        intervals=_intervals(record, "".join(evasion)),
         rounds=tuple(_mapping(each) for each in _list(record.get("rounds"))),
         provenance=_mapping(record.get("provenance")),
         split=canonical(record.get("split", 1)),
+        data=_text(record.get("data")),
         triggers=_triggers(cell, record.get("triggers")),
         triggers_before=_triggers(cell, _mapping(record.get("victim")).get("triggers")),
         details=_mapping(record.get("details")),
@@ -213,12 +220,19 @@ def _numbers(tree: Mapping[str, Any], keys: Iterable[str] | None = None) -> dict
     return {key: value for key, value in found if value is not None}
 
 
-def _intervals(record: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+def _evasion(record: Mapping[str, Any], radius: float | None) -> dict[str, float]:
+    value = number(record.get(EVASION))
+    return {} if value is None or radius is None else {f"{EVASION} {radius:g}": value}
+
+
+def _intervals(record: Mapping[str, Any], evasion: str) -> dict[str, tuple[float, float]]:
+    """By the names of the figures. ``evasion``: that of the accuracy under attack, or an empty text."""
     found = {}
-    for metric in ("acc", "asr", "ra", "der", "error_gap"):
+    for metric in ("acc", "asr", "ra", "der", "error_gap", EVASION):
         ends = [number(end) for end in _list(record.get(f"{metric}_interval"))]
-        if len(ends) == 2 and ends[0] is not None and ends[1] is not None:
-            found[metric] = (ends[0], ends[1])
+        name = evasion if metric == EVASION else metric
+        if name and len(ends) == 2 and ends[0] is not None and ends[1] is not None:
+            found[name] = (ends[0], ends[1])
     return found
 
 

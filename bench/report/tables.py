@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.report import marks, names
 from bench.report.groups import RATES, Estimate, by, estimate, ordered
-from bench.report.rows import Row
+from bench.report.rows import EVASION, Row
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,19 @@ MEASURES: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
 """What is told beside ACC and ASR: heading, figure, how it is written."""
 
 
+def measures(rows: Iterable[Row]) -> tuple[tuple[str, str, Callable[[float | None], str]], ...]:
+    """``MEASURES``, and the accuracies under attack that some of the rows have."""
+    found = sorted({key for row in rows for key in row.figures if key.startswith(EVASION)})
+    return (*MEASURES, *((names.metric_name(key), key, names.percent) for key in found))
+
+
 def summary(found: Sequence[Row], labels: Mapping[str, str], order: Sequence[str] | None = None) -> Table:
     """One row a label: means over its scored records with the smallest and the largest value beneath.
 
     ``order`` is that of the rows; by default the paper's order of defenses.
     """
     devices = {str(row.provenance.get("device", "")) for row in found if row.scored}
-    figures = (("ACC", "acc", names.percent), ("ASR", "asr", names.percent), *MEASURES)
+    figures = (("ACC", "acc", names.percent), ("ASR", "asr", names.percent), *measures(found))
     rows = []
     members = by(found, lambda row: labels[row.id])
     for label in order or ordered(found, labels):
