@@ -79,8 +79,9 @@ class Cell(Frozen):
     mix: Literal["united", "disjoint"] | None = None
     """How several triggers share the training set: one poisoned copy of it for each, united; or one set, in which no
     image carries two (also what None means)."""
-    clean_label: Literal[True] | None = None
-    """Poison images of the target class and leave their labels as they are."""
+    clean_label: Literal[True, "adversarial"] | None = None
+    """Poison images of the target class and leave their labels as they are; ``adversarial``: after PGD on a clean model
+    (``adapters.attacks.adversarial``)."""
     poison_ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
     training: Training | None = None
     victim: CheckpointVictim | None = None

@@ -101,7 +101,7 @@ def _check_victim(plan: SweepPlan, cell: Cell, data: ImageTensors) -> None:
     for spec, target, key in _triggers(cell):
         if not attacks.needs_fit(spec):
             attacks.build(spec, data.image_shape, 0, plan.key(key))
-        clean = cell.clean_label is True
+        clean = cell.clean_label is not None
         maps.append(attacks.label_map(target, data.num_classes, plan.key(_target_key(key)), clean))
     if cell.poison_ratio is not None:
         sharing = [[one] for one in maps] if cell.mix == "united" else [maps]

@@ -37,10 +37,16 @@ FIT_IMAGES = 512
 """Training images that a trigger is fitted on, at most."""
 
 
-def cell_attacks(cell: Cell, data: ImageTensors, fitter: Fitter | None = None) -> tuple[Attack, ...]:
+def cell_attacks(
+    cell: Cell,
+    data: ImageTensors,
+    fitter: Fitter | None = None,
+    perturb: attacks.AdversarialPerturbation | None = None,
+) -> tuple[Attack, ...]:
     """The triggers of ``cell`` and where each of them leads; ``UserError`` for what does not fit the data set.
 
-    ``fitter`` makes those that are optimised on a clean model; a cell that has none needs none.
+    ``fitter`` makes those that are optimised on a clean model; a cell that has none needs none. ``perturb`` is for
+    ``clean_label: adversarial``.
     """
     if cell.victim is not None:
         parts = [(cell.victim.trigger, cell.victim.target, "cell.victim.trigger", "cell.victim.target")]
@@ -59,7 +65,11 @@ def cell_attacks(cell: Cell, data: ImageTensors, fitter: Fitter | None = None) -
         if spec in specs:
             raise UserError(f"{attack_key}: {spec!r} is listed twice; expected triggers that differ")
         specs.append(spec)
-        mapping = attacks.label_map(target, data.num_classes, target_key, cell.clean_label is True)
+        mapping = attacks.label_map(target, data.num_classes, target_key, cell.clean_label is not None)
+        if cell.clean_label == "adversarial" and isinstance(mapping, attacks.CleanLabel):
+            if perturb is None:
+                raise ValueError("expected what perturbs images of the target class, found nothing")
+            mapping = attacks.AdversarialCleanLabel(mapping.target, perturb)
         if isinstance(spec, str) and attacks.needs_fit(spec):
             if fitter is None:
                 raise ValueError(f"expected what fits {spec!r}, found nothing")
@@ -72,7 +82,7 @@ def cell_attacks(cell: Cell, data: ImageTensors, fitter: Fitter | None = None) -
 
 
 def clean_cell(cell: Cell, image_shape: tuple[int, int, int]) -> Cell:
-    """The clean model that optimised triggers of ``cell`` are fitted to, as a cell without an attack.
+    """The clean model that optimised triggers of ``cell`` are fitted to, and adversarial images, as a clean cell.
 
     One for each data set and training settings, whatever the victim's network or repetition: triggers are then the
     same for all of them, as in the paper. Simplified VGG where it takes the images, else ResNet-18.
@@ -84,8 +94,12 @@ def clean_cell(cell: Cell, image_shape: tuple[int, int, int]) -> Cell:
 
 
 def attack_hash(cell: Cell) -> str:
-    """The attack without its strength: a larger poison ratio poisons the images of a smaller one and more."""
-    return content_hash(cell.model_dump(mode="json", include={"attack", "target", "victim", "clean_label"}))
+    """The attack without its strength: a larger poison ratio poisons the images of a smaller one and more.
+
+    Nor does it tell whether clean-label images are perturbed first: with and without, they are the same ones.
+    """
+    tree = cell.model_dump(mode="json", include={"attack", "target", "victim", "clean_label"})
+    return content_hash({**tree, "clean_label": True} if cell.clean_label else tree)
 
 
 class TriggerStore:

@@ -45,7 +45,8 @@ class Victim:
 class VictimStore:
     """The victims under ``cache_dir/victims``, shared by every process and machine that sees the folder.
 
-    A cell without an attack is a clean model; optimised triggers are fitted to one (``bench.triggers``).
+    A cell without an attack is a clean model; optimised triggers are fitted to one (``bench.triggers``), and so is the
+    perturbation of ``clean_label: adversarial``.
     """
 
     def __init__(self, cache_dir: Path) -> None:
@@ -59,9 +60,10 @@ class VictimStore:
         )
 
     def clean_model_to_train(self, cell: Cell, image_shape: tuple[int, int, int]) -> Cell | None:
-        """The clean model that a trigger of ``cell`` is still to be fitted to, as a cell, if nobody has trained it."""
+        """The clean model that the attack of ``cell`` still needs, as a cell, if nobody has trained it."""
         clean = clean_cell(cell, image_shape)
-        return clean if self._triggers.lacks(cell, clean) and not self.has(clean) else None
+        needed = cell.clean_label == "adversarial" or self._triggers.lacks(cell, clean)
+        return clean if needed and not self.has(clean) else None
 
     def attacks(self, cell: Cell, data: ImageTensors, device: torch.device) -> tuple[Attack, ...]:
         """The triggers of ``cell`` and where they lead; fits those that nobody has fitted yet."""
@@ -69,7 +71,19 @@ class VictimStore:
         def fit(name: str, target: Target, mapping: LabelMap) -> Trigger:
             return self._triggers.get_or_fit(name, target, mapping, cell, data, device)
 
-        return () if cell.is_clean else cell_attacks(cell, data, fit)
+        return () if cell.is_clean else cell_attacks(cell, data, fit, self._perturbation(cell, data, device))
+
+    def _perturbation(
+        self, cell: Cell, data: ImageTensors, device: torch.device
+    ) -> attacks.AdversarialPerturbation | None:
+        """That of ``clean_label: adversarial``; the model is taken from the cache when it is needed, and not held."""
+        if cell.clean_label != "adversarial":
+            return None
+        clean = clean_cell(cell, data.image_shape)
+        digest = self.get_or_train(clean, data, device).meta["sha256"]
+        return attacks.AdversarialPerturbation(
+            lambda: self.get_or_train(clean, data, device).model, str(digest), data.num_classes, device
+        )
 
     def get_or_train(
         self,
@@ -150,7 +164,7 @@ class VictimStore:
         if not isinstance(meta.get("training"), dict) or "seconds" not in meta["training"]:
             raise files.DamagedVictimError("its metadata lack the training report")
         if meta.get("fitted", {}) != _fitted(used):
-            raise files.DamagedVictimError("its optimised triggers are not those that are at hand")
+            raise files.DamagedVictimError("its optimised triggers are not those that are at hand, or its clean model")
         state = files.read_state(self._file(cell, "safetensors"), meta.get("sha256"))
         model = new_model(cell, data)
         try:
@@ -208,8 +222,13 @@ def poisoned_training_set(cell: Cell, data: ImageTensors, used: Sequence[Attack]
 
 
 def _fitted(used: tuple[Attack, ...]) -> dict[str, str]:
-    """The digests of the optimised triggers: a victim trained on one does not answer to another."""
-    return {one.name: one.digest for one, _ in used if isinstance(one, attacks.FittedTrigger)}
+    """The digests of the optimised triggers: a victim trained on one does not answer to another.
+
+    And that of the clean model that images were perturbed on: a defense that trains anew gets the same ones.
+    """
+    digests = {one.name: one.digest for one, _ in used if isinstance(one, attacks.FittedTrigger)}
+    perturbed = [one.perturb.digest for _, one in used if isinstance(one, attacks.AdversarialCleanLabel)]
+    return {**digests, "clean_model": perturbed[0]} if perturbed else digests
 
 
 def new_model(cell: Cell, data: ImageTensors) -> nn.Module:

@@ -102,6 +102,15 @@ CASES: dict[str, tuple[Tree | str, str]] = {
     "poison ratio 0": (_grid(poison_ratio=[0]), "grid.poison_ratio: found 0; expected greater than 0"),
     "poison ratio 1.5": (_grid(poison_ratio=[1.5]), "grid.poison_ratio: found 1.5; expected less than 1"),
     "poison ratio a text": (_grid(poison_ratio=["0.1"]), "grid.poison_ratio: found '0.1'; expected a valid number"),
+    "clean label of all to all": (
+        _cell(target="all_to_all", clean_label="adversarial"),
+        "cell.target: found 'all_to_all'; expected a label, for clean_label",
+    ),
+    "clean label unknown": (_cell(clean_label="pgd"), "cell.clean_label: found 'pgd'; expected true or 'adversarial'"),
+    "clean label beyond its class": (
+        _cell(clean_label="adversarial", poison_ratio=None) | {"grid": {"poison_ratio": [0.9], "defense": ["none"]}},
+        "grid.poison_ratio: found 0.9, 54 of 60 training images; expected at most 0.3333 (20 images are of the target",
+    ),
     "poison ratio not attainable": (_grid(poison_ratio=[0.1, 0.9]), "grid.poison_ratio: found 0.9"),
     "clean size over the pool": (_cell(clean_size=500), "cell.clean_size: found 500; expected at least 1 and at most"),
     "clean size 0": (_cell(clean_size=0), "cell.clean_size: found 0"),

@@ -132,6 +132,7 @@ ALIKE_BUT = st.sampled_from(
     [
         {"training": fake.TRAINING | {"epochs": 3}},
         {"clean_label": True},
+        {"clean_label": "adversarial"},
         {"mix": "disjoint"},
         {"model": "resnet18"},
         {"target": 3},
@@ -146,6 +147,15 @@ def test_victims_that_differ_are_never_in_one_mean(change: dict[str, Any]) -> No
     found = cases.lines(rows, variants(rows))
     assert len(found) == 2
     assert all(len(cell) == 1 for line in found for name, cell in line.cells.items() if name != cases.NO_DEFENSE)
+
+
+def test_clean_label_lines_are_told_apart() -> None:
+    rows = [from_record(case(**each)) for each in ({}, {"clean_label": True}, {"clean_label": "adversarial"})]
+    found = cases.lines(rows, variants(rows))
+    assert len(found) == 3
+    apart, _ = cases.told_apart(found)
+    assert sorted(apart) == ["", "clean label adversarial", "clean label yes"]
+    assert beside.one_trigger(rows[2], 5000) == ("", "")
 
 
 def test_repetitions_are_in_one_mean() -> None:

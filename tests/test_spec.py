@@ -169,6 +169,10 @@ def test_clean_label(folder: Path) -> None:
     cells = _load(folder, tree).cells
     assert {cell.clean_label for cell in cells} == {True}
     assert not {cell.victim_id for cell in cells} & plain
+    tree["cell"]["clean_label"] = "adversarial"
+    hard = _load(folder, tree).cells
+    assert {cell.clean_label for cell in hard} == {"adversarial"}
+    assert not {cell.victim_id for cell in hard} & {*plain, *(cell.victim_id for cell in cells)}
     tree["cell"]["clean_label"] = "yes"
     with pytest.raises(UserError, match=r"cell\.clean_label: found 'yes'; expected"):
         _load(folder, tree)

@@ -248,10 +248,11 @@ class Onlooker(Defense):
     [
         {"attack": "trojan_sq"},
         {"attack": "smooth", "clean_label": True},
+        {"attack": "badnets", "clean_label": "adversarial"},
         {"attack": SEVEN, "target": None, "mix": "united"},
         {"attack": SEVEN[:3], "target": None, "mix": "disjoint"},
     ],
-    ids=["one", "clean_label", "united", "disjoint"],
+    ids=["one", "clean_label", "adversarial", "united", "disjoint"],
 )
 def test_a_defense_that_trains_anew_gets_what_the_victim_was_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: dict[str, Any]

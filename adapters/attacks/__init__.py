@@ -1,5 +1,6 @@
 """Backdoor triggers, the labels they aim at, and poisoning through ART."""
 
+from adapters.attacks.adversarial import AdversarialCleanLabel, AdversarialPerturbation
 from adapters.attacks.fitted import DamagedTriggerError, FittedTrigger, run_fit
 from adapters.attacks.fitting import Fit, FitContext, Pattern
 from adapters.attacks.image_trigger import ImageTrigger, digest
@@ -11,6 +12,8 @@ from adapters.attacks.visibility import Visibility, visibility
 __all__ = [
     "FITS",
     "TRIGGERS",
+    "AdversarialCleanLabel",
+    "AdversarialPerturbation",
     "AllToAll",
     "AllToOne",
     "CleanLabel",

@@ -56,6 +56,13 @@ def carriers(mapping: LabelMap, labels: Tensor) -> Tensor:
     return found
 
 
+def prepared(mapping: LabelMap, images: Tensor, labels: Tensor) -> Tensor:
+    """What the trigger is put on, (N, C, H, W) uint8: the images as they are, unless the map says otherwise."""
+    prepare = getattr(mapping, "prepare", None)
+    found: Tensor = images if prepare is None else prepare(images, labels)
+    return found
+
+
 def label_map(target: int | str, num_classes: int, key: str = "cell.target", clean_label: bool = False) -> LabelMap:
     """The map for ``target``, a label in [0, num_classes) or ``all_to_all``; ``UserError`` names ``key`` otherwise.
 

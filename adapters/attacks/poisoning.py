@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapters.attacks.label_maps import CleanLabel, carriers
+from adapters.attacks.label_maps import CleanLabel, carriers, prepared
 from adapters.errors import UserError
 from adapters.protocols import LabelledImages, LabelMap, Trigger
 
@@ -92,7 +92,7 @@ def poison(
         free[indices] = False
         chosen.append(indices)
         for batch in torch.split(indices, _BATCH):
-            images[batch], labels[batch] = _poison_batch(trigger, train.images[batch], mapping(train.labels[batch]))
+            images[batch], labels[batch] = _poison_batch(trigger, mapping, train.images[batch], train.labels[batch])
     indices = torch.cat(chosen)
     source = torch.arange(len(attacks)).repeat_interleave(count)
     order = indices.argsort()
@@ -123,7 +123,7 @@ def poison_copies(
         indices = order[carriers(mapping, train.labels)[order]][:count].sort().values
         stored = total + copy * count + torch.arange(count)
         for place, batch in zip(stored.split(_BATCH), indices.split(_BATCH), strict=True):
-            images[place], targets = _poison_batch(trigger, train.images[batch], mapping(train.labels[batch]))
+            images[place], targets = _poison_batch(trigger, mapping, train.images[batch], train.labels[batch])
             labels[copy * total + batch] = targets
         rows[copy * total + indices] = stored
         chosen.append(copy * total + indices)
@@ -136,16 +136,16 @@ def _which(maps: Sequence[LabelMap]) -> str:
     )
 
 
-def _poison_batch(trigger: Trigger, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """ART's engine on uint8 images (n, C, H, W) and the labels (n,) they are to get; rounds to the nearest level."""
+def _poison_batch(trigger: Trigger, mapping: LabelMap, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """ART's engine on uint8 images (n, C, H, W) and their labels (n,); rounds to the nearest level."""
     from art.attacks.poisoning import PoisoningAttackBackdoor  # takes seconds to import
 
     def perturb(batch: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         return trigger(torch.from_numpy(batch)).numpy()
 
-    inputs = images.to(torch.float32).div_(255).numpy()
-    poisoned, labels = PoisoningAttackBackdoor(perturb).poison(inputs, targets.numpy())
-    return torch.from_numpy(poisoned).mul(255).round_().to(torch.uint8), torch.from_numpy(labels)
+    inputs = prepared(mapping, images, labels).to(torch.float32).div_(255).numpy()
+    poisoned, targets = PoisoningAttackBackdoor(perturb).poison(inputs, mapping(labels).numpy())
+    return torch.from_numpy(poisoned).mul(255).round_().to(torch.uint8), torch.from_numpy(targets)
 
 
 def _floor(share: float) -> float:

@@ -84,6 +84,8 @@ def gap(row: Row) -> str:
         return ""
     if row.poison_ratio != published.POISON_RATIO or row.radius != published.RADIUS or row.clean_size is None:
         return ""
+    if row.cell.get("clean_label"):
+        return ""
     for each in (*published.TABLE_7, *published.TABLE_8):
         if (each.model, each.clean_size) == (row.model, int(row.clean_size)):
             return f"{100 * each.gap:.2f}{signs(row)}"

@@ -180,10 +180,15 @@ def _facts(line: Line) -> dict[str, str]:
         "poison ratio": names.ratio_name(row.poison_ratio),
         "n": names.plain(line.size),
         "training": canonical(training) if training else "",
-        "clean label": "yes" if row.cell.get("clean_label") else "",
+        "clean label": _clean_label(row.cell.get("clean_label")),
         "mix": str(row.cell.get("mix") or ""),
     }
     return {key: text for key, text in facts.items() if text not in ("", "–")}
+
+
+def _clean_label(value: object) -> str:
+    """``adversarial`` for images perturbed first, ``yes`` for images as they are."""
+    return "yes" if value is True else str(value or "")
 
 
 def told_apart(found: Sequence[Line], hidden: frozenset[str] = frozenset()) -> tuple[list[str], list[str]]:
