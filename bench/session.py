@@ -120,6 +120,8 @@ class Session:
             f"{len(left)} cells in {duration(time.monotonic() - began)}, after {duration(began - self._start)} of"
             f" preparation; from the first job to the last {duration(ledger.wall)}{busy}"
         )
+        if overhead := ledger.overhead():
+            self._say(overhead)
         return self._end()
 
     def _where(self, grant: cluster.Grant) -> str:
