@@ -1,7 +1,8 @@
 """The store: one JSON object a line, one line a cell, appended as cells finish and never rewritten.
 
 A line is written at once and synced, under a lock, so that a crash can cut at most the last one; that one is moved
-aside when the store is next opened for writing, and every other stays.
+aside when the store is next opened for writing, and every other stays. A file that is new or replaced has its folder
+synced too, so that a power cut does not take its name.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from adapters.errors import UserError
 from bench import pictures
 from bench.cells import SCHEMA_VERSION, Cell
+from bench.files import make_folder, sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +221,7 @@ class RecordStore:
         if record.id != record.cell.id:
             raise ValueError(f"record {record.id} is not of its cell {record.cell.id}")
         line = record.model_copy(update={"details": pictures.keep(record.details, self.folder)}).line()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with self._lock:
             self._mend()
             _write(self.path, line)
@@ -302,7 +304,8 @@ class RecordStore:
         temporary = self.path.with_name(f".{FILE}.{os.getpid()}.tmp")
         temporary.unlink(missing_ok=True)
         _write(temporary, b"".join(line + b"\n" for line in lines))
-        temporary.replace(self.path)
+        os.replace(temporary, self.path)
+        sync_folder(self.folder)
 
 
 def _check_version(version: object, where: str) -> None:
@@ -327,6 +330,8 @@ def _write(path: Path, content: bytes) -> None:
             while rest:
                 rest = rest[os.write(file, rest) :]
             os.fsync(file)
+            if size == 0:  # its name may be new
+                sync_folder(path.parent)
         except OSError:
             os.ftruncate(file, size)
             raise
