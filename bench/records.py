@@ -11,9 +11,9 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
@@ -185,11 +185,21 @@ class Objects(NamedTuple):
     damaged: int
 
 
+class Mirrored(Protocol):
+    """Where records are sent once they are in the file (``bench.mirror``); raises ``OSError`` where it takes none."""
+
+    @property
+    def address(self) -> str: ...
+
+    def send(self, record: Record) -> None: ...
+
+
 class RecordStore:
-    """The records of one results folder."""
+    """The records of one results folder. Whoever appends sends them to ``mirror`` too (``bench.outbox``)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.mirror: Mirrored | None = None
         self.path = folder / FILE
         self._lock = FileLock(str(folder / f".{FILE}.lock"))
 
@@ -225,6 +235,14 @@ class RecordStore:
         with self._lock:
             self._mend()
             _write(self.path, line)
+
+    def extend(self, records: Sequence[Record]) -> None:
+        """Add ``records`` of another folder, whose pictures are beside these already: all at once, synced."""
+        if records:
+            make_folder(self.folder)
+            with self._lock:
+                self._mend()
+                _write(self.path, b"".join(record.line() for record in records))
 
     def repair(self) -> int:
         """Move damaged lines to ``records.jsonl.damaged``; returns how many there were."""
