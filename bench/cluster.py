@@ -86,8 +86,7 @@ def start(resources: Resources, address: str | None, max_concurrent: int | None)
     os.environ.update(QUIET)
     if address is None:
         grant = _local_grant(resources, max_concurrent)
-        cpus = max(1, math.ceil(grant.cpu * grant.workers))
-        _init(grant, "local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False)
+        _start_here(grant)
         return grant
     check_address(address)
     _join(resources, address)
@@ -133,6 +132,20 @@ def _join(resources: Resources, address: str) -> None:
         )
     if failure:
         raise UserError(f"--address: cannot join {address} ({failure[0]}); expected a Ray head node") from failure[0]
+
+
+def _start_here(grant: Grant) -> None:
+    cpus = max(1, math.ceil(grant.cpu * grant.workers))
+    settings: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+    for last in (False, True):  # on a busy machine Ray's daemons may miss the time that Ray gives them
+        try:
+            return _init(grant, "local", num_cpus=cpus, **settings)
+        except Exception as error:
+            shutdown()
+            if getattr(error, "errno", None) is not None:  # of the disk or the network, told by its own name
+                raise
+            if last:
+                raise UserError(f"cannot start Ray on this machine: {error}") from error
 
 
 def _init(grant: Grant, address: str, **settings: Any) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,16 +14,15 @@ import torch
 from ray import tune
 from ray.tune.search import Searcher
 
-from bench.cells import Cell
 from bench.cluster import Grant
 from bench.jobs import Job, JobQueue
+from bench.ledger import Ledger
 from bench.memory import keep_freed_pages
 from bench.outbox import Outbox
 from bench.provenance import Commit
 from bench.records import Record, RecordStore
-from bench.run_cell import CellRunner, reason
-
-logger = logging.getLogger(__name__)
+from bench.run_cell import CellRunner
+from bench.worker import Worker
 
 Portable = Callable[[Record], Record]
 
@@ -52,33 +50,6 @@ class Listener(Protocol):
     def tick(self) -> None: ...
 
 
-@dataclass
-class Ledger:
-    """What the workers did, in seconds over all workers.
-
-    ``busy``: inside jobs. ``work``: of these, training victims and defending, which leaves out imports, loading and
-    scoring. ``first_start`` and ``last_end`` are ``time.monotonic()``.
-    """
-
-    busy: float = 0.0
-    work: float = 0.0
-    first_start: float | None = None
-    last_end: float | None = None
-    statuses: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def wall(self) -> float:
-        """Seconds from the first start to the last end."""
-        return 0.0 if self.first_start is None or self.last_end is None else self.last_end - self.first_start
-
-    def shares(self, workers: int) -> tuple[float, float] | None:
-        """``busy`` and ``work`` as shares of what ``workers`` had between the first start and the last end."""
-        total = workers * self.wall
-        if total <= 0:
-            return None
-        return min(1.0, self.busy / total), min(1.0, self.work / total)
-
-
 class CellTrainable(tune.Trainable):  # type: ignore[misc]
     """A worker: one step does one job. A reset is a new job; data, scorers and victims at hand stay."""
 
@@ -86,7 +57,7 @@ class CellTrainable(tune.Trainable):  # type: ignore[misc]
         torch.set_num_threads(settings.threads)
         keep_freed_pages()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._runner = CellRunner(settings.data_root, settings.cache_dir, device, settings.commit)
+        self._worker = Worker(CellRunner(settings.data_root, settings.cache_dir, device, settings.commit))
         self._job = config
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -94,19 +65,7 @@ class CellTrainable(tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, Any]:
-        start = time.perf_counter()
-        cell = Cell.model_validate_json(self._job["cell"])
-        result: dict[str, Any] = {"done": True}
-        if self._job["kind"] == "victim":
-            try:
-                result["work"] = self._runner.prepare_victim(cell).seconds
-            except Exception as error:  # recorded for each cell of this victim
-                logger.debug("victim %s failed", cell.victim_id, exc_info=True)
-                result["error"] = reason(error)
-        else:
-            record = self._runner.run(cell)
-            result |= {"record": record.line().decode(), "work": record.seconds or 0.0}
-        return {**result, "seconds": time.perf_counter() - start}
+        return {"done": True, **self._worker.do(self._job)}
 
 
 class _NotPickled:
@@ -162,9 +121,7 @@ class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
         job = self._searcher.jobs.pop(trial.trial_id, None)
         if job is None:
             return
-        seconds = float(result["seconds"])
-        self.ledger.busy += seconds
-        self.ledger.work += float(result.get("work", 0.0))
+        seconds = self.ledger.add(result)
         if "error" in result:
             self._fail(job, result["error"], seconds)
             return

@@ -51,7 +51,12 @@ def _part(plan: SweepPlan) -> Part:
 def write(plan: SweepPlan, folder: Path) -> None:
     """Put ``plan`` in ``folder``'s manifest. What was there stays: the cells of an earlier run with the same overrides
     with their part, the parts of a run with others after the new ones."""
-    new, old = of(plan), read(folder)
+    merge(of(plan), folder)
+
+
+def merge(new: Manifest, folder: Path) -> None:
+    """The same for a manifest of another folder."""
+    old = read(folder)
     known = {(part.name, part.overrides): part for part in old.parts} if old else {}
     parts = [
         part.model_copy(update={"cells": tuple(dict.fromkeys((*known.pop(key, part).cells, *part.cells)))})

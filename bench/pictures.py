@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
+
+from bench.files import make_folder, write_atomically
 
 FOLDER = "pictures"
 PREFIX = "data:image/png;base64,"
@@ -34,8 +35,6 @@ def keep(details: Any, folder: Path) -> Any:
 def _write(content: bytes, folder: Path) -> str:
     path = folder / FOLDER / f"{hashlib.sha256(content).hexdigest()[:16]}.png"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        make_folder(path.parent)
+        write_atomically(path, content)
     return path.relative_to(folder).as_posix()

@@ -1,7 +1,8 @@
 """The store: one JSON object a line, one line a cell, appended as cells finish and never rewritten.
 
 A line is written at once and synced, under a lock, so that a crash can cut at most the last one; that one is moved
-aside when the store is next opened for writing, and every other stays.
+aside when the store is next opened for writing, and every other stays. A file that is new or replaced has its folder
+synced too, so that a power cut does not take its name.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from adapters.errors import UserError
 from bench import pictures
 from bench.cells import SCHEMA_VERSION, Cell
+from bench.files import make_folder, sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -185,11 +187,21 @@ class Objects(NamedTuple):
     damaged: int
 
 
+class Mirrored(Protocol):
+    """Where records are sent once they are in the file (``bench.mirror``); raises ``OSError`` where it takes none."""
+
+    @property
+    def address(self) -> str: ...
+
+    def send(self, record: Record) -> None: ...
+
+
 class RecordStore:
-    """The records of one results folder."""
+    """The records of one results folder. Whoever appends sends them to ``mirror`` too (``bench.outbox``)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.mirror: Mirrored | None = None
         self.path = folder / FILE
         self._lock = FileLock(str(folder / f".{FILE}.lock"))
 
@@ -221,10 +233,18 @@ class RecordStore:
         if record.id != record.cell.id:
             raise ValueError(f"record {record.id} is not of its cell {record.cell.id}")
         line = record.model_copy(update={"details": pictures.keep(record.details, self.folder)}).line()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with self._lock:
             self._mend()
             _write(self.path, line)
+
+    def extend(self, records: Sequence[Record]) -> None:
+        """Add ``records`` of another folder, whose pictures are beside these already: all at once, synced."""
+        if records:
+            make_folder(self.folder)
+            with self._lock:
+                self._mend()
+                _write(self.path, b"".join(record.line() for record in records))
 
     def repair(self) -> int:
         """Move damaged lines to ``records.jsonl.damaged``; returns how many there were."""
@@ -304,7 +324,8 @@ class RecordStore:
         temporary = self.path.with_name(f".{FILE}.{os.getpid()}.tmp")
         temporary.unlink(missing_ok=True)
         _write(temporary, b"".join(line + b"\n" for line in lines))
-        temporary.replace(self.path)
+        os.replace(temporary, self.path)
+        sync_folder(self.folder)
 
 
 def _check_version(version: object, where: str) -> None:
@@ -329,6 +350,8 @@ def _write(path: Path, content: bytes) -> None:
             while rest:
                 rest = rest[os.write(file, rest) :]
             os.fsync(file)
+            if size == 0:  # its name may be new
+                sync_folder(path.parent)
         except OSError:
             os.ftruncate(file, size)
             raise

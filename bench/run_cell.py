@@ -18,7 +18,7 @@ from adapters.errors import printable
 from adapters.protocols import DefenseResult, ImageTensors, LabelledImages, PassCounter
 from bench.attempts import free_memory, is_out_of_memory, run_within_memory
 from bench.cells import Cell
-from bench.clock import load_what_torch_loads_late
+from bench.clock import Stopwatch, load_what_torch_loads_late
 from bench.data_identity import data_identity
 from bench.defense_run import DefenseRun, Prepared, build_defense, clean_set, has_effect
 from bench.evasion import evasion_accuracy
@@ -64,6 +64,8 @@ class CellRunner:
         self._victims = VictimStore(cache_dir)
         self._data: _Recent[ImageTensors] = _Recent(2)
         self._prepared: _Recent[Prepared] = _Recent(2)
+        self.scoring = Stopwatch()
+        """Runs while models are scored: after a defense, between its rounds, and victims."""
         load_what_torch_loads_late()
 
     def prepare_victim(self, cell: Cell) -> Victim:
@@ -81,10 +83,11 @@ class CellRunner:
         split = split_test(data, derive_seed("split", cell.dataset, cell.seed))
         scorer = Scorer(data, split, self._victims.attacks(cell, data, self._device), self._device)
         victim = self._victims.get_or_train(cell, data, self._device)
-        before = self._victims.scores(victim, scorer)
+        with self.scoring:
+            before, visible = self._victims.scores(victim, scorer), scorer.visibility()
         tracer, traced = scorer.sample(TRACE_IMAGES)
         first = Scores.of(before.outcomes.at(traced), scorer.names)
-        return Prepared(data, split, scorer, victim, before, scorer.visibility(), tracer, first)
+        return Prepared(data, split, scorer, victim, before, visible, tracer, first)
 
     def _load(self, cell: Cell) -> ImageTensors:
         return self._data.get(cell.dataset, lambda: datasets.load(cell.dataset, self._data_root, self._cache_dir))
@@ -95,7 +98,7 @@ class CellRunner:
         try:
             prepared = self.prepare(cell)
             told = {"provenance": source, "data": data_identity(prepared.data)}
-            return run_cell(cell, prepared, self._device).model_copy(update=told)
+            return run_cell(cell, prepared, self._device, self.scoring).model_copy(update=told)
         except (Exception, SystemExit) as error:  # the boundary: whatever a plug-in raises ends here
             logger.debug("cell %s failed", cell.id, exc_info=True)
             why, short = reason(error), is_out_of_memory(error)
@@ -105,8 +108,12 @@ class CellRunner:
         return Record(id=cell.id, cell=cell, status="failed", reason=why, provenance=source)
 
 
-def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
-    """Defend the victim as ``cell`` says and score what comes out. Raises whatever the defense raises."""
+def run_cell(cell: Cell, prepared: Prepared, device: torch.device, scoring: Stopwatch | None = None) -> Record:
+    """Defend the victim as ``cell`` says and score what comes out. Raises whatever the defense raises.
+
+    ``scoring`` runs while a model is scored.
+    """
+    scoring = scoring or Stopwatch()
     before = prepared.before
     figures = _victim_figures(cell, prepared)
     least = cell.min_asr * (before.acc if _is_all_to_all(cell) else 1.0)
@@ -116,15 +123,19 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
     clean = clean_set(cell, prepared, device)
     try:
         run, attempts = run_within_memory(
-            build_defense(cell), len(clean.labels), lambda bound: _defend(cell, prepared, clean, device, bound)
+            build_defense(cell),
+            len(clean.labels),
+            lambda bound: _defend(cell, prepared, clean, device, scoring, bound),
         )
     except OverdueError as error:
         return Record(id=cell.id, cell=cell, status="timeout", reason=str(error), victim=figures)
     model = run.result.model
     untouched = _fingerprint(model) == _fingerprint(prepared.victim.model)
-    after = before if untouched else prepared.scorer.score(model)
-    gap = prepared.scorer.error_gap(model, clean, after) if len(clean.labels) else None
-    evasion = _evasion(cell, prepared, model)
+    with scoring:
+        after = before if untouched else prepared.scorer.score(model)
+        attacked = _of_the_attack(cell, before, after)
+        gap = prepared.scorer.error_gap(model, clean, after) if len(clean.labels) else None
+        evasion, tsne = _evasion(cell, prepared, model), _tsne(cell, prepared, model)
     effect = run.seconds_to_effect
     if effect is None and has_effect(before.acc, after.acc, after.asr):
         effect = run.seconds
@@ -136,12 +147,12 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device) -> Record:
         victim=figures,
         acc=after.acc,
         acc_interval=after.acc_interval,
-        **_of_the_attack(cell, before, after),
+        **attacked,
         error_gap=gap.value if gap else None,
         error_gap_interval=gap.interval if gap else None,
         evasion_accuracy=evasion.value if evasion else None,
         evasion_accuracy_interval=evasion.interval if evasion else None,
-        tsne=_tsne(cell, prepared, model),
+        tsne=tsne,
         seconds=run.seconds,
         seconds_to_effect=effect,
         peak_memory_bytes=run.peak_memory,
@@ -221,13 +232,14 @@ def _fingerprint(model: nn.Module) -> str:
 class _Trace:
     """The curves of a run: each round scored, on a sample of the images."""
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: Prepared, scoring: Stopwatch) -> None:
         self.rounds: list[dict[str, Any]] = []
         self.seconds_to_effect: float | None = None
-        self._prepared = prepared
+        self._prepared, self._scoring = prepared, scoring
 
     def __call__(self, current: nn.Module, info: Mapping[str, Any], seconds: float) -> None:
-        scores = self._prepared.tracer.score(current)
+        with self._scoring:
+            scores = self._prepared.tracer.score(current)
         if self.seconds_to_effect is None and has_effect(self._prepared.before_traced.acc, scores.acc, scores.asr):
             self.seconds_to_effect = seconds
         self.rounds.append({**_round_figures(scores), **jsonable(info), "elapsed_seconds": seconds})
@@ -243,10 +255,15 @@ class _Run(NamedTuple):
 
 
 def _defend(
-    cell: Cell, prepared: Prepared, clean: LabelledImages, device: torch.device, micro_batch: int | None
+    cell: Cell,
+    prepared: Prepared,
+    clean: LabelledImages,
+    device: torch.device,
+    scoring: Stopwatch,
+    micro_batch: int | None,
 ) -> _Run:
     """One attempt, on a fresh copy of the victim and with the clock at zero."""
-    trace = _Trace(prepared)
+    trace = _Trace(prepared, scoring)
     work = DefenseRun(cell, prepared, clean, device, trace, micro_batch=micro_batch)
     result = checked(work.run(), str(cell.defense["name"]), _probe(prepared, device), prepared.data.num_classes)
     return _Run(result, work.seconds, trace.seconds_to_effect, work.peak_memory, work.passes, trace.rounds)

@@ -14,9 +14,11 @@ from bench import cluster, dry_run, manifest, preflight
 from bench.cells import Cell
 from bench.files import check_writable, portable
 from bench.jobs import JobQueue
+from bench.mirror import Mirror
 from bench.progress import Progress, duration
 from bench.provenance import commit
 from bench.records import Record, RecordStore
+from bench.remote import Remote
 from bench.spec import SweepPlan
 from bench.summary import outcome, table
 from bench.victims import VictimStore
@@ -34,6 +36,9 @@ class Session:
         self._options, self._plan, self._folder = options, plan, folder
         self._console = Console(soft_wrap=True, highlight=False, markup=False)
         self._store = RecordStore(folder)
+        self._mirror: Mirror | None = None
+        if options.remote:
+            self._mirror = self._store.mirror = Mirror(Remote(f"{options.remote}/{plan.name}"), folder)
         self._start = time.monotonic()
 
     def run(self) -> int:
@@ -42,10 +47,13 @@ class Session:
         self._say(f"{plan.name}: {plan.combinations} combinations, {len(plan.cells)} distinct cells")
         for part in [part for part in (plan, *plan.parts) if part.reductions]:
             self._say(f"  reduced, {part.name}: {part.reductions}")
+        self._pull()
         left = self._left()
         if options.dry_run:
             return self._dry_run(left)
         manifest.write(plan, self._folder)
+        if self._mirror:
+            self._mirror.push_manifest()
         if not left:
             self._say(f"nothing to compute: all {len(plan.cells)} cells have their record in {self._store.path}")
             return self._end()
@@ -66,6 +74,14 @@ class Session:
             return INTERRUPTED
         finally:
             starting.stop()
+
+    def _pull(self) -> None:
+        """What other machines sent to the remote folder comes here; what this one could not send goes there."""
+        if self._mirror is None:
+            return
+        came = self._mirror.pull(self._store)
+        went = 0 if self._options.dry_run else self._mirror.catch_up(self._store)
+        self._say(f"{self._mirror.address}: {came} records came from there, {went} went; working in {self._folder}")
 
     def _left(self) -> list[Cell]:
         """Cells without a record. Failed ones have one, unless they are to be retried."""
@@ -120,6 +136,8 @@ class Session:
             f"{len(left)} cells in {duration(time.monotonic() - began)}, after {duration(began - self._start)} of"
             f" preparation; from the first job to the last {duration(ledger.wall)}{busy}"
         )
+        if overhead := ledger.overhead():
+            self._say(overhead)
         return self._end()
 
     def _where(self, grant: cluster.Grant) -> str:
@@ -142,6 +160,9 @@ class Session:
             os.utime(page, ns=(times.st_atime_ns, times.st_mtime_ns))
         self._say(f"records: {self._store.path}")
         self._say(f"report:  {page}")
+        if self._mirror:
+            self._mirror.push()
+            self._say(f"both are at {self._mirror.address} too")
         return int(any(record.status == "failed" for record in records))
 
     def _portable(self, record: Record) -> Record:

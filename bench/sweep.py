@@ -35,6 +35,8 @@ class Options:
     max_concurrent: int | None
     dry_run: bool
     retry_failed: bool
+    remote: str | None = None
+    """The address that the results go to; ``out`` is then the folder in which the sweep works."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,9 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _no_room(error: OSError) -> str:
     """The line for a disk that takes no more; raises ``error`` again if it says something else."""
     from bench.outbox import NoRoomError
+    from bench.remote import RemoteError
 
     if isinstance(error, NoRoomError):
         return str(error)
+    if isinstance(error, RemoteError):
+        return f"{error}; expected a reachable one; what is recorded stays, and the same command goes on"
     if error.errno not in _DISK:
         raise error
     where = f"{error.filename}: " if error.filename else ""
@@ -78,8 +83,17 @@ def parse(argv: Sequence[str] | None) -> Options:
     )  # fmt: skip
     parser.add_argument("--budget", metavar="NAME", help="a smaller version that the file describes, e.g. small")
     parser.add_argument("--data-root", type=Path, help="where the data sets lie (default: $IBAU_BENCH_DATA or data)")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="results go to OUT/NAME (default: runs)")
-    parser.add_argument("--cache", type=Path, help="decoded data sets and victims (default: OUT/cache)")
+    parser.add_argument(
+        "--out", default="runs", metavar="OUT",
+        help="results go to OUT/NAME (default: runs); a folder, or an address that fsspec knows, e.g. s3://bucket/runs",
+    )  # fmt: skip
+    parser.add_argument(
+        "--work", type=Path, help="where to work while OUT is an address (default: a folder in the user's cache)"
+    )
+    parser.add_argument(
+        "--cache", type=Path,
+        help="decoded data sets and victims: a folder (default: OUT/cache, or WORK/cache where OUT is an address)",
+    )  # fmt: skip
     parser.add_argument("--address", metavar="HOST:PORT", help="join a running Ray cluster instead of starting one")
     parser.add_argument("--max-concurrent", type=int, metavar="N", help="the most cells at once (default: all fit)")
     parser.add_argument("--dry-run", action="store_true", help="check everything, show what would run, and stop")
@@ -87,7 +101,11 @@ def parse(argv: Sequence[str] | None) -> Options:
     given = parser.parse_args(argv)
     if given.max_concurrent is not None and given.max_concurrent < 1:
         raise UserError(f"--max-concurrent: found {given.max_concurrent}; expected at least 1")
-    out = _path(given.out, "--out").absolute()
+    out, remote = _out(given.out, given.work)
+    for key in ("--cache", "--data-root"):
+        found = getattr(given, key[2:].replace("-", "_"))
+        if found and ":/" in str(found):  # as Path writes an address
+            raise UserError(f"{key}: found {str(found)!r}; expected a folder, which can be mapped into memory")
     data_root = given.data_root or Path(os.environ.get("IBAU_BENCH_DATA") or "data")
     return Options(
         file=_path(given.file, "FILE"),
@@ -100,7 +118,21 @@ def parse(argv: Sequence[str] | None) -> Options:
         max_concurrent=given.max_concurrent,
         dry_run=given.dry_run,
         retry_failed=given.retry_failed,
+        remote=remote,
     )
+
+
+def _out(given: str, work: Path | None) -> tuple[Path, str | None]:
+    """The folder to work in, and the address that its results go to, if any."""
+    from bench.remote import is_remote, work_folder
+
+    if is_remote(given):
+        return _path(work or work_folder(given), "--work").absolute(), given.rstrip("/")
+    if work is not None:
+        raise UserError(
+            f"--work: found {str(work)!r}; expected it with an address as --out only, e.g. s3://bucket/runs"
+        )
+    return _path(Path(given), "--out").absolute(), None
 
 
 def _path(given: Path, key: str) -> Path:

@@ -17,6 +17,7 @@ from adapters.errors import UserError
 from adapters.protocols import ImageTensors, LabelMap, Trigger
 from bench import victim_files as files
 from bench.cells import Cell, ImageTrigger, Target, Training, content_hash
+from bench.files import write_atomically
 from bench.provenance import device_name
 from bench.scoring import fingerprint
 from bench.seeds import derive_seed
@@ -147,7 +148,7 @@ class TriggerStore:
             except FileNotFoundError:
                 logger.info("trigger %s %s is fitted", name, path.stem)
             trigger = self._fit(name, target, mapping, clean, data, device)
-            files.write_atomically(path, trigger.dumps())
+            write_atomically(path, trigger.dumps())
             return trigger
 
     def _fit(

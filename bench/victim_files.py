@@ -19,6 +19,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from bench.files import write_atomically
+
 logger = logging.getLogger(__name__)
 
 WAIT_LOG_SECONDS = 15.0
@@ -30,19 +32,6 @@ SEAL = "checksum"
 
 class DamagedVictimError(Exception):
     """The files are there, but are not what was written. Never leaves ``bench.victims``."""
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """All of ``content`` or nothing, whenever the process dies."""
-    part = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, tree: Mapping[str, Any]) -> None:

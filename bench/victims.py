@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from adapters import attacks, checkpoints, models
+from adapters.attacks import AdversarialPerturbation
 from adapters.errors import UserError
 from adapters.protocols import ImageTensors, LabelMap, Trigger
 from bench import victim_files as files
@@ -73,15 +74,13 @@ class VictimStore:
 
         return () if cell.is_clean else cell_attacks(cell, data, fit, self._perturbation(cell, data, device))
 
-    def _perturbation(
-        self, cell: Cell, data: ImageTensors, device: torch.device
-    ) -> attacks.AdversarialPerturbation | None:
+    def _perturbation(self, cell: Cell, data: ImageTensors, device: torch.device) -> AdversarialPerturbation | None:
         """That of ``clean_label: adversarial``; the model is taken from the cache when it is needed, and not held."""
         if cell.clean_label != "adversarial":
             return None
         clean = clean_cell(cell, data.image_shape)
         digest = self.get_or_train(clean, data, device).meta["sha256"]
-        return attacks.AdversarialPerturbation(
+        return AdversarialPerturbation(
             lambda: self.get_or_train(clean, data, device).model, str(digest), data.num_classes, device
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -14,7 +15,8 @@ import pytest
 import tiny_sweep
 
 from adapters.errors import UserError
-from bench.cluster import _grant
+from bench import cluster
+from bench.cluster import Grant, _grant
 from bench.records import RecordStore
 from bench.spec import Resources
 
@@ -105,3 +107,36 @@ def test_the_command_runs_unchanged_on_two_raylets(tmp_path: Path) -> None:
     assert (len(records), {one.status for one in records}) == (6, {"ok"})
     assert not list(elsewhere.iterdir())
     assert holder.returncode == 0
+
+
+class _Busy:
+    """Starts of Ray that fail so many times."""
+
+    def __init__(self, failures: int, error: Exception) -> None:
+        self.left, self.error, self.tried = failures, error, 0
+
+    def __call__(self, grant: Grant, address: str, **settings: Any) -> None:
+        self.tried += 1
+        if self.tried <= self.left:
+            raise self.error
+
+
+def test_a_ray_that_does_not_start_is_started_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = RuntimeError("timed out\nduring startup")
+    for failures, told in ((1, None), (2, "cannot start Ray on this machine: timed out during startup")):
+        busy = _Busy(failures, late)
+        monkeypatch.setattr(cluster, "_init", busy)
+        if told is None:
+            cluster._start_here(Grant(1, 0, 1, 1))
+        else:
+            with pytest.raises(UserError, match=told):
+                cluster._start_here(Grant(1, 0, 1, 1))
+        assert busy.tried == 2
+
+
+def test_a_full_disk_is_not_told_as_rays_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = _Busy(1, OSError(errno.ENOSPC, "No space left on device"))
+    monkeypatch.setattr(cluster, "_init", busy)
+    with pytest.raises(OSError, match="No space left"):
+        cluster._start_here(Grant(1, 0, 1, 1))
+    assert busy.tried == 1

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from adapters import defenses, models
 from adapters.protocols import Defense, DefenseContext, DefenseResult, LabelledImages, TrainingContext
-from bench import run_cell
+from bench import clock, run_cell
 from bench.cells import Cell
 from bench.defense_run import Clock
 from bench.memory import PeakMemory
 from bench.provenance import Commit, commit, provenance
 from bench.records import Record
 from bench.run_cell import CellRunner, _Recent
+from bench.scoring import Scorer
 from bench.seeds import derive_seed
 from bench.splits import split_test
 
@@ -400,3 +401,38 @@ def test_a_runner_imports_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setattr(run_cell, "load_what_torch_loads_late", lambda: called.append(True))
     CellRunner(tmp_path, tmp_path, torch.device("cpu"), Commit(None, None))
     assert called == [True]
+
+
+def test_the_stopwatch_runs_while_models_are_scored_and_not_while_they_are_defended(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Watch(clock.Stopwatch):
+        on = False
+
+        def __enter__(self) -> None:
+            assert not self.on
+            self.on = True
+
+        def __exit__(self, *_: object) -> None:
+            self.on = False
+
+    runner = CellRunner(place, place / "another cache", CPU, Commit(None, None))
+    runner.scoring = Watch()
+    seen: list[tuple[str, bool]] = []
+    outcomes, work = Scorer.outcomes, Scripted.run
+
+    def score(self: Scorer, model: nn.Module) -> Any:
+        seen.append(("scored", runner.scoring.on))  # type: ignore[attr-defined]
+        return outcomes(self, model)
+
+    def run(self: Scripted, *given: Any) -> DefenseResult:
+        seen.append(("defended", runner.scoring.on))  # type: ignore[attr-defined]
+        return work(self, *given)
+
+    monkeypatch.setattr(Scorer, "outcomes", score)
+    monkeypatch.setattr(Scripted, "run", run)
+    assert runner.run(_cell("round")).status == "ok"
+    assert seen == [("scored", True), ("defended", False), ("scored", True), ("scored", True)]
+    del seen[:]
+    assert runner.run(_cell("poison")).status == "diverged"
+    assert seen == [("defended", False), ("scored", True)]

@@ -28,7 +28,7 @@ CELLS, ADDED_AFTER, KILLED_AFTER = 60, 6, 24
 """How many fake cells there are; after how many a raylet joins, and another is killed."""
 CELL_SECONDS = 0.3
 PATIENCE = 240
-"""Seconds that cells elsewhere wait, at most, for the new raylet's first one: on a busy machine its worker starts late."""
+"""Seconds that cells elsewhere wait, at most, for the new raylet's first one, which on a busy machine starts late."""
 
 
 class Raylets:

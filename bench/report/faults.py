@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from adapters.errors import UserError
 from bench.cells import Frozen
-from bench.victim_files import write_atomically
+from bench.files import write_atomically
 
 FILE = "records.jsonl"
 SCHEMA = 1

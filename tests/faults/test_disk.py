@@ -80,7 +80,7 @@ def test_full_for_a_while(tmp_path: Path, small_disk: Callable[[Path, str], None
 
 def test_full_for_good(tmp_path: Path, small_disk: Callable[[Path, str], None], note: Note) -> None:
     stage = _stage(tmp_path)
-    stage.environment |= {"FAULTS_PATIENCE": "3", "TMPDIR": str(tmp_path)}
+    stage.environment |= {"FAULTS_PATIENCE": "3", "TMPDIR": str(tmp_path), "RAY_TMPDIR": "/tmp"}
     small_disk(stage.out, "16m")
     running = stage.start()
     assert running.until(lambda: len(stage.lines()) >= 3), running.error()
