@@ -172,6 +172,8 @@ def _value(tree: Mapping[str, Any], key: str) -> str:
         return f"{value['name']} ({', '.join(_chosen(value))})" if value.get("recipe") else str(value["name"])
     if key.endswith("checkpoint") and value:
         return PurePosixPath(str(value)).stem
+    if isinstance(value, list):  # of several triggers
+        return f"{len(value)} triggers"
     return "–" if value is None else str(value)
 
 
