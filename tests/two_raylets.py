@@ -28,7 +28,7 @@ CELLS, ADDED_AFTER, KILLED_AFTER = 60, 6, 24
 """How many fake cells there are; after how many a raylet joins, and another is killed."""
 CELL_SECONDS = 0.3
 PATIENCE = 240
-"""Seconds that cells elsewhere wait, at most, for the new raylet's first one, which on a busy machine starts late."""
+"""Seconds that cells elsewhere wait, at most, for a raylet's first one, which on a busy machine starts late."""
 
 
 class Raylets:
@@ -69,20 +69,24 @@ class Fake(engine.CellTrainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any], settings: engine.WorkerSettings) -> None:
         self._job, self._log = config, settings.cache_dir / "places"
-        self._joined = settings.cache_dir / "third"
+        self._root = settings.cache_dir
 
     def step(self) -> dict[str, Any]:
         one = Cell.model_validate_json(self._job["cell"])
         time.sleep(CELL_SECONDS)
         end = time.monotonic() + PATIENCE
-        while Path.cwd() != self._joined and self._joined.exists() and time.monotonic() < end:
-            if any(line.startswith("third ") for line in self._log.read_text().splitlines()):
-                break
+        while self._awaited() and time.monotonic() < end:
             time.sleep(CELL_SECONDS)
         with self._log.open("a") as file:
             file.write(f"{Path.cwd().name} {one.id}\n")
         line = Record(id=one.id, cell=one, status="ok", seconds=CELL_SECONDS).line()
         return {"done": True, "seconds": CELL_SECONDS, "work": CELL_SECONDS, "record": line.decode()}
+
+    def _awaited(self) -> bool:
+        """Whether another raylet that was started has done nothing yet."""
+        log = self._log.read_text() if self._log.exists() else ""
+        others = {"second", "third"} - {Path.cwd().name} - {line.split()[0] for line in log.splitlines()}
+        return any((self._root / name).exists() for name in others)
 
 
 class Churn:
