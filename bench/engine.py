@@ -157,7 +157,7 @@ class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
 
     def _write(self, job: Job, record: Record) -> None:
         if record.provenance is not None:
-            beside = {"cells_beside": self._queue.beside.get(job.key, 0)}
+            beside = {"cells_beside": self._queue.company.most(job.key)}
             record = record.model_copy(update={"provenance": record.provenance.model_copy(update=beside)})
         self._outbox.put(self._portable(record))
 

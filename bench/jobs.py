@@ -12,14 +12,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from bench.cells import Cell
-
-
-class Family(NamedTuple):
-    kind: str
-    name: str
+from bench.company import Company
+from bench.durations import Durations, Family
 
 
 @dataclass(frozen=True)
@@ -37,26 +34,6 @@ class Job:
         """Jobs of one family are expected to cost the same."""
         size = self.cell.training if self.kind == "victim" else (self.cell.clean_size, str(self.cell.defense))
         return Family(self.kind, f"{self.cell.dataset} {self.cell.model} {size}")
-
-
-class Durations:
-    """Seconds that finished jobs took, by family."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[Family, list[float]] = defaultdict(list)
-        self._all: dict[str, list[float]] = defaultdict(list)
-
-    def add(self, family: Family, seconds: float) -> None:
-        self._seconds[family].append(seconds)
-        self._all[family.kind].append(seconds)
-
-    def seen(self, family: Family) -> bool:
-        return family in self._seconds
-
-    def mean(self, family: Family) -> float | None:
-        """Of the family; of all jobs of its kind if none of it has finished; None if none of those has either."""
-        values = self._seconds.get(family) or self._all.get(family.kind)
-        return math.fsum(values) / len(values) if values else None
 
 
 class JobQueue:
@@ -79,8 +56,7 @@ class JobQueue:
     ) -> None:
         self.durations = Durations()
         self.running: dict[str, Job] = {}
-        self.beside: dict[str, int] = {}
-        """By key: the largest number of other jobs that ran at any time during this one."""
+        self.company = Company()
         self._order = itertools.count()
         self._families: dict[Family, list[tuple[int, Job]]] = defaultdict(list)
         self._waiting: dict[str, list[Job]] = defaultdict(list)
@@ -112,8 +88,7 @@ class JobQueue:
 
     def started(self, job: Job) -> None:
         self.running[job.key] = job
-        for key in self.running:
-            self.beside[key] = max(self.beside.get(key, 0), len(self.running) - 1)
+        self.company.started(job.key)
 
     def finish(self, job: Job, seconds: float | None) -> None:
         """``job`` is done; ``seconds`` it took, if that says anything of the next one of its family."""
@@ -172,6 +147,7 @@ class JobQueue:
 
     def _end(self, job: Job) -> None:
         self.running.pop(job.key, None)
+        self.company.ended(job.key)
         self._unfinished[job.family] -= 1
         if job.kind == "victim":
             self.victims_left -= 1

@@ -166,13 +166,17 @@ class Session:
         return int(any(record.status == "failed" for record in records))
 
     def _portable(self, record: Record) -> Record:
-        """The record with its files' paths relative to the data root or the sweep file, so that it fits any machine."""
-        tree = record.cell.model_dump()
-        _make_portable(tree, self._plan.folders)
-        return record.model_copy(update={"cell": Cell.model_validate(tree)})
+        return portable_record(record, self._plan.folders)
 
     def _say(self, text: str) -> None:
         self._console.print(text)
+
+
+def portable_record(record: Record, folders: Sequence[Path]) -> Record:
+    """``record`` with its files' paths relative to the data root or the sweep file, so that it fits any machine."""
+    tree = record.cell.model_dump()
+    _make_portable(tree, folders)
+    return record.model_copy(update={"cell": Cell.model_validate(tree)})
 
 
 def _make_portable(tree: object, folders: Sequence[Path]) -> None:

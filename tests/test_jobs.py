@@ -112,7 +112,7 @@ def test_every_job_is_handed_out_once_whatever_the_order_of_events(
         done.append(job.key)
     assert len(done) == len(set(done)) == 18 + 3 - len(ready)
     assert queue.next() is None
-    assert max(queue.beside.values(), default=0) <= workers - 1
+    assert max(queue.company.most(key) for key in done) <= workers - 1
 
 
 def _clean(one: Cell) -> Cell | None:

@@ -22,8 +22,13 @@ the form
     <!-- faults: results/faults -->
     <!-- /faults -->
 
-what became of injected faults (``bench.report.faults``). ``--check`` writes nothing and exits with 1 where a document
-is stale; whether a figure's bytes are, it does not say: they vary with fonts.
+what became of injected faults (``bench.report.faults``). Blocks of the form
+
+    <!-- driver: results/scale/driver.json -->
+    <!-- /driver -->
+
+get the table of simulated sweeps in that file (``bench.report.driver``). ``--check`` writes nothing and exits with 1
+where a document is stale; whether a figure's bytes are, it does not say: they vary with fonts.
 """
 
 from __future__ import annotations
@@ -38,12 +43,13 @@ from typing import Any
 
 from adapters.errors import UserError
 from bench.records import Record, RecordStore
-from bench.report import faults, timings
+from bench.report import driver, faults, timings
 from bench.report.page import Drawn, compose
 from bench.report.rows import read
 
 BLOCK = re.compile(r"(<!-- records: (?P<folder>\S+) rows: (?P<rows>\S+) -->\n).*?(<!-- /records -->)", re.DOTALL)
 FAULTS = re.compile(r"(<!-- faults: (?P<folder>\S+) -->\n).*?(<!-- /faults -->)", re.DOTALL)
+DRIVER = re.compile(r"(<!-- driver: (?P<file>\S+) -->\n).*?(<!-- /driver -->)", re.DOTALL)
 PLOT = re.compile(r"(<!-- plot: (?P<folder>\S+) (?P<stem>\S+) -->\n).*?(<!-- /plot -->)", re.DOTALL)
 TIMING = re.compile(r"(<!-- timing: (?P<folder>\S+) (?P<what>\S+) -->\n).*?(<!-- /timing -->)", re.DOTALL)
 SCORED = ("ok", "no_trigger_detected")
@@ -84,7 +90,10 @@ def embed(text: str, root: Path) -> str:
     def tell(match: re.Match[str]) -> str:
         return match[1] + faults.markdown(faults.read(root / match["folder"])) + match[3]
 
-    for pattern, write in ((BLOCK, fill), (FAULTS, tell), (PLOT, plot), (TIMING, timing)):
+    def simulated(match: re.Match[str]) -> str:
+        return match[1] + driver.table(root / match["file"]) + match[3]
+
+    for pattern, write in ((BLOCK, fill), (FAULTS, tell), (DRIVER, simulated), (PLOT, plot), (TIMING, timing)):
         text = pattern.sub(write, text)
     return text
 

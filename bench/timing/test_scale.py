@@ -11,6 +11,7 @@ from bench import spec
 from bench.cells import Cell
 from bench.jobs import JobQueue
 from bench.records import Record, RecordStore
+from bench.timing.scale import made_record
 
 CELLS = 100_000
 WRITTEN = 500
@@ -43,7 +44,7 @@ def test_resumption(benchmark: Any, tmp_path: Path, facts: dict[str, Any]) -> No
     """From a store in which every cell has its record to what is left: nothing."""
     plan = spec.load(_write_sweep(tmp_path), (), tmp_path)
     store = RecordStore(tmp_path)
-    store.path.write_bytes(b"".join(_record(cell).line() for cell in plan.cells))
+    store.path.write_bytes(b"".join(made_record(cell, 4.0).line() for cell in plan.cells))
 
     def run() -> list[Cell]:
         known = {record.id for record in store.read(repair=True)}
@@ -70,7 +71,7 @@ def test_queue(benchmark: Any, tmp_path: Path, facts: dict[str, Any]) -> None:
 def test_records(benchmark: Any, tmp_path: Path, facts: dict[str, Any]) -> None:
     """What the driver does with a record that comes in: parse it, and append it to the store, synced."""
     plan = spec.load(_write_sweep(tmp_path), (), tmp_path)
-    lines = [_record(cell).line() for cell in plan.cells[:WRITTEN]]
+    lines = [made_record(cell, 4.0).line() for cell in plan.cells[:WRITTEN]]
     store = RecordStore(tmp_path)
 
     def run() -> None:
@@ -79,10 +80,3 @@ def test_records(benchmark: Any, tmp_path: Path, facts: dict[str, Any]) -> None:
 
     benchmark.pedantic(run, rounds=1)
     _note(benchmark, facts, "store: parse, append, sync", WRITTEN)
-
-
-def _record(cell: Cell) -> Record:
-    """About as long as a real one."""
-    one = {"acc": 0.98, "asr": 0.01, "images": 898, "delta_norm": 9.9}
-    rounds = tuple({**one, "elapsed_seconds": 1.0 + k} for k in range(4))
-    return Record(id=cell.id, cell=cell, status="ok", acc=0.98, asr=0.01, ra=0.97, der=0.99, seconds=4.0, rounds=rounds)
