@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from adapters.trigger_names import named
+
 SCHEMA_VERSION = 1
 """Version of the cell and of the record (``SCHEMAS`` in docs). Part of every hash."""
 
@@ -31,10 +33,30 @@ class ImageTrigger(Frozen):
     """SHA-256 of the files' content, filled in by ``bench.spec``: it, not the path, enters the cell's id."""
 
 
+class NamedTrigger(Frozen):
+    """A trigger of ours with settings, ``{name: blend, alpha: 0.1}``: those that are not the defaults, flat.
+
+    What there is to set, and in which range, ``adapters.attacks.normal`` knows; with nothing changed the attack is the
+    bare name.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+    @property
+    def title(self) -> str:
+        """``blend (alpha 0.1)``, as the trigger itself is called."""
+        return named(self.name, self.model_extra or {})
+
+
+TriggerSpec = str | ImageTrigger | NamedTrigger
+
+
 class TriggerTarget(Frozen):
     """One of several triggers, with its own target."""
 
-    attack: str | ImageTrigger
+    attack: TriggerSpec
     target: Target
 
 
@@ -42,7 +64,7 @@ class CheckpointVictim(Frozen):
     """A poisoned model from elsewhere, and the trigger it answers to."""
 
     checkpoint: str
-    trigger: str | ImageTrigger
+    trigger: TriggerSpec
     target: Target
     digest: str = ""
     """SHA-256 of the checkpoint file: it, not the path, enters the cell's id."""
@@ -74,7 +96,7 @@ class Cell(Frozen):
 
     dataset: str
     model: str
-    attack: str | ImageTrigger | tuple[TriggerTarget, ...] | None = None
+    attack: TriggerSpec | tuple[TriggerTarget, ...] | None = None
     target: Target | None = None
     mix: Literal["united", "disjoint"] | None = None
     """How several triggers share the training set: one poisoned copy of it for each, united; or one set, in which no
@@ -134,6 +156,18 @@ class Cell(Frozen):
 
     def __hash__(self) -> int:
         return hash(self.id)
+
+
+def plain(trigger: TriggerSpec) -> str | dict[str, Any]:
+    """The trigger as ``adapters.attacks`` takes it."""
+    return trigger if isinstance(trigger, str) else trigger.model_dump()
+
+
+def title(trigger: TriggerSpec) -> str:
+    """The trigger in a few letters: its name with its settings, or its image's file."""
+    if isinstance(trigger, str):
+        return trigger
+    return trigger.title if isinstance(trigger, NamedTrigger) else trigger.image.rsplit("/", 1)[-1]
 
 
 def content_hash(tree: Any) -> str:

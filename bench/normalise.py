@@ -6,7 +6,8 @@ Combinations that would give the same figures become equal cells, and so one rec
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -134,55 +135,79 @@ class Normaliser:
         return checked
 
     def _check_training(self, tree: dict[str, Any]) -> dict[str, Any]:
-        return validated(Training, tree, self._nested("training")).model_dump(mode="json")
+        return validated(Training, tree, self._under("training")).model_dump(mode="json")
 
     def _checkpoint(self, tree: Any) -> dict[str, Any]:
         key = self._key_of("victim")
         if not isinstance(tree, Mapping):
             raise UserError(f"{key}: found {tree!r}; expected a mapping with checkpoint, trigger and target")
         _refuse_digest(tree, key)
-        victim = validated(CheckpointVictim, tree, self._nested("victim"))
+        if "trigger" in tree:
+            tree = {**tree, "trigger": self._trigger(tree["trigger"], "victim.trigger")}
+        victim = validated(CheckpointVictim, tree, self._under("victim"))
         path = files.find(victim.checkpoint, f"{key}.checkpoint", self._folders)
         return {
             "checkpoint": str(path),
             "digest": attacks.digest([path], f"{key}.checkpoint"),
-            "trigger": self._trigger(tree["trigger"], f"{key}.trigger"),
+            "trigger": tree["trigger"],
             "target": victim.target,
         }
 
     def _attack(self, spec: Any) -> Any:
         key = self._key_of("attack")
         if not isinstance(spec, list):
-            return self._trigger(spec, key)
+            return self._trigger(spec, "attack")
         if not spec:
             raise UserError(f"{key}: found an empty list; expected at least one {{attack, target}}")
         rows = []
         for number, row in enumerate(spec):
             if not isinstance(row, Mapping):
                 raise UserError(f"{key}.{number}: found {row!r}; expected a mapping with attack and target")
-            checked = validated(TriggerTarget, row, self._nested(f"attack.{number}"))
-            rows.append({"attack": self._trigger(row["attack"], f"{key}.{number}.attack"), "target": checked.target})
+            tree = dict(row)
+            if "attack" in tree:
+                tree["attack"] = self._trigger(tree["attack"], f"attack.{number}.attack")
+            validated(TriggerTarget, tree, self._under(f"attack.{number}"))
+            rows.append(tree)
         return rows
 
-    def _trigger(self, spec: Any, key: str) -> Any:
-        """A trigger's name as it is; an image's mapping with its paths found and digested."""
-        if not isinstance(spec, Mapping):
-            if not isinstance(spec, str):
-                raise UserError(f"{key}: found {spec!r}; expected a trigger's name or {{image: PATH, mode: add}}")
-            return spec
-        _refuse_digest(spec, key)
-        validated(ImageTrigger, spec, key)
-        tree = dict(spec)
-        for part in ("image", "mask"):
-            if tree.get(part) is not None:
-                tree[part] = str(files.find(tree[part], f"{key}.{part}", self._folders))
-        attacks.check(tree, key)
-        tree["digest"] = attacks.digest([tree["image"], tree.get("mask")], key)
-        return tree
+    def _trigger(self, spec: Any, path: str) -> Any:
+        """A trigger's name, with the settings that are not its defaults; an image's mapping, files found and digested.
 
-    def _nested(self, path: str) -> str:
-        first, dot, rest = path.partition(".")
-        return self._key_of(first) + dot + rest
+        ``path``: where in the cell it stands, ``attack``, ``attack.0.attack`` or ``victim.trigger``.
+        """
+        key = f"cell.{path}"
+        with self._own_keys():
+            if not isinstance(spec, Mapping):
+                if not isinstance(spec, str):
+                    wanted = "a trigger's name, {name: NAME, SETTING: VALUE} or {image: PATH, mode: add}"
+                    raise UserError(f"{key}: found {spec!r}; expected {wanted}")
+                return spec
+            if attacks.has_name(spec):
+                return attacks.normal(spec, key)
+            _refuse_digest(spec, key)
+            validated(ImageTrigger, spec, key)
+            tree = dict(spec)
+            for part in ("image", "mask"):
+                if tree.get(part) is not None:
+                    tree[part] = str(files.find(tree[part], f"{key}.{part}", self._folders))
+            attacks.check(tree, key)
+            tree["digest"] = attacks.digest([tree["image"], tree.get("mask")], key)
+            return tree
+
+    @contextmanager
+    def _own_keys(self) -> Iterator[None]:
+        """A ``UserError`` that names a key of the cell names the sweep file's own instead."""
+        try:
+            yield
+        except UserError as error:
+            key, colon, rest = str(error).partition(": ")
+            if not colon or not key.startswith("cell."):
+                raise
+            raise UserError(f"{self._key_of(key.removeprefix('cell.'))}: {rest}") from error
+
+    def _under(self, path: str) -> Callable[[str], str]:
+        """The sweep file's own name of a key below ``path``."""
+        return lambda key: self._key_of(f"{path}.{key}")
 
     def _once(self, kind: str, spec: Any, make: Callable[[Any], Any]) -> Any:
         text = f"{kind}:{json.dumps(spec, sort_keys=True, default=str)}"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from adapters import attacks, checkpoints, datasets, models
 from adapters.errors import UserError
 from adapters.protocols import ImageTensors
-from bench.cells import Cell, ImageTrigger
+from bench.cells import Cell, plain
 from bench.spec import SweepPlan
 from bench.splits import check_clean_size
 from bench.validation import in_file
@@ -116,21 +116,17 @@ def _check_victim(plan: SweepPlan, cell: Cell, data: ImageTensors) -> None:
 def _triggers(cell: Cell) -> Iterator[tuple[Any, Target, str]]:
     """Each trigger of ``cell`` as ``adapters.attacks`` takes it, its target, and the key that names it."""
     if cell.victim is not None:
-        yield _spec(cell.victim.trigger), cell.victim.target, "victim.trigger"
+        yield plain(cell.victim.trigger), cell.victim.target, "victim.trigger"
     elif isinstance(cell.attack, tuple):
         for number, one in enumerate(cell.attack):
-            yield _spec(one.attack), one.target, f"attack.{number}.attack"
+            yield plain(one.attack), one.target, f"attack.{number}.attack"
     elif cell.attack is not None and cell.target is not None:
-        yield _spec(cell.attack), cell.target, "attack"
+        yield plain(cell.attack), cell.target, "attack"
 
 
 def _target_key(key: str) -> str:
     parents, _, _ = key.rpartition(".")
     return f"{parents}.target" if parents else "target"
-
-
-def _spec(trigger: str | ImageTrigger) -> Any:
-    return trigger.model_dump() if isinstance(trigger, ImageTrigger) else trigger
 
 
 def multiplications(name: str, data: ImageTensors) -> float:

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from bench.cells import Cell, ImageTrigger
+from bench.cells import Cell, ImageTrigger, title
 from bench.jobs import Job, JobQueue
 
 LINE_SECONDS = 10.0
@@ -42,8 +42,8 @@ def _attack(cell: Cell) -> str:
     if isinstance(cell.attack, tuple):
         return f"{len(cell.attack)} triggers"
     if isinstance(cell.attack, ImageTrigger):
-        return cell.attack.image.rsplit("/", 1)[-1]
-    return f"{cell.attack} → {cell.target}"
+        return title(cell.attack)
+    return f"{title(cell.attack or '')} → {cell.target}"
 
 
 def duration(seconds: float) -> str:

@@ -77,8 +77,15 @@ class SweepPlan:
     parts: tuple[SweepPlan, ...] = ()
 
     def key(self, name: str) -> str:
-        """Where the sweep file sets ``name``: ``grid.NAME`` for an axis, else ``cell.NAME``. Names it in an error."""
-        return self.sources.get(name.split(".")[0], f"cell.{name}")
+        """Where the sweep file sets ``name``: ``grid.NAME`` for an axis, else ``cell.NAME``. Names it in an error.
+
+        A part of what an axis sets lies under it (``grid.attack.alpha``, where the axis is ``attack``).
+        """
+        steps = name.split(".")
+        for end in range(len(steps), 0, -1):
+            if axis := self.sources.get(".".join(steps[:end])):
+                return ".".join([axis, *steps[end:]])
+        return f"cell.{name}"
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -103,7 +110,7 @@ def load(path: Path, overrides: Sequence[str], data_root: Path, budget: str | No
         raise UserError(f"grid: found {tree['grid']!r}; expected at least one axis, or no grid at all")
     file = validated(SweepFile, tree, "")
     _check_keys(file)
-    sources = {part.split(".")[0]: f"grid.{axis}" for axis in file.grid for part in _parts(axis)}
+    sources = {part: f"grid.{axis}" for axis in file.grid for part in _parts(axis)}
     plan = SweepPlan(
         name=file.name if budget is None else f"{file.name}-{budget}",
         budget=budget,

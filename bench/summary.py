@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bench.cells import ImageTrigger
+from bench.cells import ImageTrigger, NamedTrigger, title
 from bench.records import Record
 
 SCORED = ("ok", "no_trigger_detected", "timeout")
@@ -85,15 +85,11 @@ def _value(record: Record, axis: str) -> Any:
     value = getattr(record.cell, axis)
     if axis == "victim":
         return None if value is None else value.checkpoint.rsplit("/", 1)[-1]
-    if isinstance(value, ImageTrigger):
-        return _name(value)
+    if isinstance(value, ImageTrigger | NamedTrigger):
+        return title(value)
     if isinstance(value, tuple):
-        return ", ".join(f"{_name(one.attack)} → {one.target}" for one in value)
+        return ", ".join(f"{title(one.attack)} → {one.target}" for one in value)
     return value
-
-
-def _name(trigger: str | ImageTrigger) -> str:
-    return trigger.image.rsplit("/", 1)[-1] if isinstance(trigger, ImageTrigger) else trigger
 
 
 def _show(value: Any) -> str:

@@ -16,7 +16,7 @@ from adapters import attacks
 from adapters.errors import UserError
 from adapters.protocols import ImageTensors, LabelMap, Trigger
 from bench import victim_files as files
-from bench.cells import Cell, ImageTrigger, Target, Training, content_hash
+from bench.cells import Cell, Target, Training, content_hash, plain
 from bench.files import write_atomically
 from bench.provenance import device_name
 from bench.scoring import fingerprint
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Attack = tuple[Trigger, LabelMap]
-Fitter = Callable[[str, Target, LabelMap], Trigger]
-"""(name, target, label map) of an optimised trigger to the trigger."""
+Fitter = Callable[[attacks.Spec, Target, LabelMap], Trigger]
+"""(name or name with settings, target, label map) of an optimised trigger to the trigger."""
 
 FIT_VERSION = 1
 """Part of a fitted trigger's id: raise it when the same settings give another trigger."""
@@ -62,23 +62,23 @@ def cell_attacks(
         raise ValueError("expected a cell with an attack and a target, or with a victim")
     built: list[Attack] = []
     specs: list[object] = []
-    for spec, target, attack_key, target_key in parts:
+    for given, target, attack_key, target_key in parts:
+        spec = attacks.normal(plain(given), attack_key)
         if spec in specs:
-            raise UserError(f"{attack_key}: {spec!r} is listed twice; expected triggers that differ")
+            raise UserError(f"{attack_key}: {_shown(spec)} is listed twice; expected triggers that differ")
         specs.append(spec)
         mapping = attacks.label_map(target, data.num_classes, target_key, cell.clean_label is not None)
         if cell.clean_label == "adversarial" and isinstance(mapping, attacks.CleanLabel):
             if perturb is None:
                 raise ValueError("expected what perturbs images of the target class, found nothing")
             mapping = attacks.AdversarialCleanLabel(mapping.target, perturb)
-        if isinstance(spec, str) and attacks.needs_fit(spec):
+        if attacks.needs_fit(spec):
             if fitter is None:
                 raise ValueError(f"expected what fits {spec!r}, found nothing")
             built.append((fitter(spec, target, mapping), mapping))
             continue
-        given = spec.model_dump() if isinstance(spec, ImageTrigger) else spec
         seed = derive_seed("trigger", cell.dataset, attack_hash(cell), cell.seed)
-        built.append((attacks.build(given, data.image_shape, seed, attack_key), mapping))
+        built.append((attacks.build(spec, data.image_shape, seed, attack_key), mapping))
     return tuple(built)
 
 
@@ -113,29 +113,35 @@ class TriggerStore:
         self.folder = Path(cache_dir) / "triggers"
         self._get_clean = get_clean
 
-    def path(self, name: str, target: Target, clean: Cell) -> Path:
+    def path(self, spec: attacks.Spec, target: Target, clean: Cell) -> Path:
         """Where the trigger lies: its name is a hash of everything that decides it."""
-        parts = {"name": name, "settings": _settings(name), "target": target, "clean": clean.victim_id}
+        fit = attacks.fit_of(spec)
+        parts = {"name": fit.name, "settings": _settings(fit), "target": target, "clean": clean.victim_id}
         return self.folder / f"{content_hash({'trigger': parts, 'version': FIT_VERSION})}.safetensors"
 
     def lacks(self, cell: Cell, clean: Cell) -> bool:
         """Whether some optimised trigger of ``cell`` is still to be fitted to ``clean``."""
-        specs = [one.attack for one in cell.attack] if isinstance(cell.attack, tuple) else [cell.attack]
-        wanted = zip(specs, cell.targets, strict=True)
-        return cell.attack is not None and any(
-            isinstance(name, str) and attacks.needs_fit(name) and not self.path(name, target, clean).exists()
-            for name, target in wanted
-        )
+        if cell.attack is None:
+            return False
+        given = [one.attack for one in cell.attack] if isinstance(cell.attack, tuple) else [cell.attack]
+        wanted = zip(map(attacks.normal, map(plain, given)), cell.targets, strict=True)
+        return any(attacks.needs_fit(spec) and not self.path(spec, target, clean).exists() for spec, target in wanted)
 
     def get_or_fit(
-        self, name: str, target: Target, mapping: LabelMap, cell: Cell, data: ImageTensors, device: torch.device
+        self,
+        spec: attacks.Spec,
+        target: Target,
+        mapping: LabelMap,
+        cell: Cell,
+        data: ImageTensors,
+        device: torch.device,
     ) -> attacks.FittedTrigger:
-        """The trigger called ``name``: from the cache, or fitted now, by one process only.
+        """The trigger of ``spec`` (normal): from the cache, or fitted now, by one process only.
 
         A damaged file, or one fitted on other images, is noticed, logged and fitted again.
         """
         clean = clean_cell(cell, data.image_shape)
-        path = self.path(name, target, clean)
+        path, name = self.path(spec, target, clean), attacks.name_of(spec)
         try:
             return _read(path, data)
         except (attacks.DamagedTriggerError, FileNotFoundError):
@@ -147,15 +153,16 @@ class TriggerStore:
                 logger.warning("trigger %s %s is fitted again: %s", name, path.stem, damage)
             except FileNotFoundError:
                 logger.info("trigger %s %s is fitted", name, path.stem)
-            trigger = self._fit(name, target, mapping, clean, data, device)
+            trigger = self._fit(attacks.fit_of(spec), target, mapping, clean, data, device)
+            trigger.name = name
             write_atomically(path, trigger.dumps())
             return trigger
 
     def _fit(
-        self, name: str, target: Target, mapping: LabelMap, clean: Cell, data: ImageTensors, device: torch.device
+        self, fit: attacks.Fit, target: Target, mapping: LabelMap, clean: Cell, data: ImageTensors, device: torch.device
     ) -> attacks.FittedTrigger:
         victim = self._get_clean(clean, data, device)
-        seed = derive_seed("fit", clean.dataset, name, target)
+        seed = derive_seed("fit", clean.dataset, fit.name, target)
         changed = mapping.is_poisonable(data.train.labels).nonzero().squeeze(1)
         chosen = changed[torch.randperm(len(changed), generator=torch.Generator().manual_seed(seed))[:FIT_IMAGES]]
         if len(chosen) == 0:
@@ -167,7 +174,7 @@ class TriggerStore:
             "dataset": clean.dataset,
             "data": fingerprint(data.train),
             "target": target,
-            "settings": _settings(name),
+            "settings": _settings(fit),
             "seed": seed,
             "fit_version": FIT_VERSION,
             "clean_model": {"id": victim.id, "model": clean.model, "sha256": victim.meta["sha256"]},
@@ -176,14 +183,17 @@ class TriggerStore:
             "versions": {"torch": version("torch")},
         }
         context = attacks.FitContext(victim.model, images, wanted, seed)
-        trigger = attacks.run_fit(attacks.FITS[name], context, about)
+        trigger = attacks.run_fit(fit, context, about)
         trigger.provenance = {**trigger.provenance, "seconds": time.perf_counter() - start}
         return trigger
 
 
-def _settings(name: str) -> dict[str, Any]:
-    fit: Any = attacks.FITS[name]
+def _settings(fit: Any) -> dict[str, Any]:
     return dataclasses.asdict(fit)
+
+
+def _shown(spec: attacks.Spec) -> str:
+    return repr(attacks.name_of(spec) if attacks.has_name(spec) else spec)
 
 
 def _read(path: Path, data: ImageTensors) -> attacks.FittedTrigger:

@@ -19,7 +19,7 @@ Model = TypeVar("Model", bound=BaseModel)
 def validated(model: type[Model], tree: Mapping[str, Any], prefix: str | Callable[[str], str]) -> Model:
     """``tree`` as ``model``, without any coercion (a text is no number); ``UserError`` about the first fault.
 
-    ``prefix`` stands before the key in the message, or is a function of the key's first part that gives its name.
+    ``prefix`` stands before the key in the message, or is a function of the key that gives its name.
     """
     try:
         return model.model_validate_json(json.dumps(tree), strict=True)
@@ -46,8 +46,7 @@ def user_error(
     path = _path(details, tree)
     name = ".".join(path)
     if callable(prefix):
-        head = prefix(path[0]) if path else "cell"
-        name = head if head.startswith("grid.") else name and f"cell.{name}"
+        name = prefix(name) if name else "cell"
     elif prefix:
         name = f"{prefix}.{name}" if name else prefix
     return UserError(f"{name or 'sweep file'}: {_fault(details, _siblings(path, known))}")

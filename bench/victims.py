@@ -69,8 +69,8 @@ class VictimStore:
     def attacks(self, cell: Cell, data: ImageTensors, device: torch.device) -> tuple[Attack, ...]:
         """The triggers of ``cell`` and where they lead; fits those that nobody has fitted yet."""
 
-        def fit(name: str, target: Target, mapping: LabelMap) -> Trigger:
-            return self._triggers.get_or_fit(name, target, mapping, cell, data, device)
+        def fit(spec: attacks.Spec, target: Target, mapping: LabelMap) -> Trigger:
+            return self._triggers.get_or_fit(spec, target, mapping, cell, data, device)
 
         return () if cell.is_clean else cell_attacks(cell, data, fit, self._perturbation(cell, data, device))
 

@@ -6,7 +6,7 @@ from adapters.attacks.fitting import Fit, FitContext, Pattern
 from adapters.attacks.image_trigger import ImageTrigger, digest
 from adapters.attacks.label_maps import AllToAll, AllToOne, CleanLabel, label_map
 from adapters.attacks.poisoning import PoisonedSet, poison, poison_copies, poison_count
-from adapters.attacks.triggers import FITS, TRIGGERS, build, check, needs_fit
+from adapters.attacks.triggers import FITS, TRIGGERS, Spec, build, check, fit_of, has_name, name_of, needs_fit, normal
 from adapters.attacks.visibility import Visibility, visibility
 
 __all__ = [
@@ -24,12 +24,17 @@ __all__ = [
     "ImageTrigger",
     "Pattern",
     "PoisonedSet",
+    "Spec",
     "Visibility",
     "build",
     "check",
     "digest",
+    "fit_of",
+    "has_name",
     "label_map",
+    "name_of",
     "needs_fit",
+    "normal",
     "poison",
     "poison_copies",
     "poison_count",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
 
-SIDE = 4 / 32
-"""Side of the square as a share of the image's side."""
-MARGIN = 1 / 32
-"""Distance of the square from the lower and the right edge, as a share of the image's side."""
+SIDE, MARGIN = 4, 1
+"""Side of the square, and its distance from the lower and the right edge, in 32nds of the image's side."""
 
 
 @dataclass(eq=False)
@@ -24,10 +24,20 @@ class BadNets:
     name: str = "badnets"
 
     @classmethod
-    def for_images(cls, image_shape: tuple[int, int, int], seed: int = 0) -> BadNets:
-        """The square for images of ``image_shape`` (C, H, W). ``seed`` plays no part: nothing is drawn."""
+    def for_images(
+        cls,
+        image_shape: tuple[int, int, int],
+        seed: int = 0,
+        *,
+        side: Annotated[int, Field(ge=1, le=32)] = SIDE,
+        margin: Annotated[int, Field(ge=0, le=31)] = MARGIN,
+    ) -> BadNets:
+        """The square for images of ``image_shape`` (C, H, W). ``seed`` plays no part: nothing is drawn.
+
+        ``side`` and ``margin`` are pixels of a 32 x 32 image; what would lie beyond its edge is cut off.
+        """
         _, height, width = image_shape
-        return cls(rows=_span(height), columns=_span(width))
+        return cls(rows=_span(height, side, margin), columns=_span(width, side, margin))
 
     def __call__(self, images: Tensor) -> Tensor:
         """``images``: (N, C, H, W) float in [0, 1]; returns a stamped copy."""
@@ -36,7 +46,7 @@ class BadNets:
         return stamped
 
 
-def _span(length: int) -> tuple[int, int]:
+def _span(length: int, side: int, margin: int) -> tuple[int, int]:
     """First row (or column) of the square and the one past its last, for an image side of ``length``."""
-    end = length - round(length * MARGIN)
-    return max(0, end - max(1, round(length * SIDE))), end
+    end = max(1, length - round(length * margin / 32))
+    return max(0, end - max(1, round(length * side / 32))), end

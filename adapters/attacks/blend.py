@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from adapters.attacks.settings import Share
+
 ALPHA = 0.2
 """Weight of the picture, as in Chen et al. (2017) and in the I-BAU paper."""
 
@@ -30,9 +32,9 @@ class Blend:
     name: str = "blend"
 
     @classmethod
-    def for_images(cls, image_shape: tuple[int, int, int], seed: int = 0) -> Blend:
+    def for_images(cls, image_shape: tuple[int, int, int], seed: int = 0, *, alpha: Share = ALPHA) -> Blend:
         """The blend for images of ``image_shape`` (C, H, W). ``seed`` plays no part (see the class)."""
-        return cls(draw_picture(image_shape))
+        return cls(draw_picture(image_shape), alpha)
 
     def __call__(self, images: Tensor) -> Tensor:
         """``images``: (N, C, H, W) float in [0, 1]; returns the blended images."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adapters.attacks.fitting import FitContext, Pattern, Penultimate, descend, strongest
+from adapters.attacks.settings import Count, Factor, Share
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(what is optimised, batch index) to a scalar."""
@@ -50,13 +51,13 @@ class L2Invisible:
 
     name: ClassVar[str] = "l2_inv"
 
-    rms: float = 0.04
-    anchors: int = 16
-    scale: float = 4.0
-    weight: float = 1.0
-    stages: int = 8
-    steps: int = 40
-    rate: float = 0.01
+    rms: Share = 0.04
+    anchors: Count = 16
+    scale: Factor = 4.0
+    weight: Factor = 1.0
+    stages: Count = 8
+    steps: Count = 40
+    rate: Factor = 0.01
 
     def __call__(self, context: FitContext) -> Pattern:
         anchors = _Anchors(context, self.anchors, self.scale)
@@ -86,11 +87,11 @@ class L0Invisible:
 
     name: ClassVar[str] = "l0_inv"
 
-    share: float = 9 / 1024
-    anchors: int = 16
-    scale: float = 4.0
-    steps: int = 40
-    rate: float = 0.05
+    share: Share = 9 / 1024
+    anchors: Count = 16
+    scale: Factor = 4.0
+    steps: Count = 40
+    rate: Factor = 0.05
 
     def __call__(self, context: FitContext) -> Pattern:
         anchors = _Anchors(context, self.anchors, self.scale)

@@ -7,20 +7,23 @@ import math
 import torch
 
 from adapters.attacks.image_trigger import ImageTrigger
+from adapters.attacks.settings import Count, Share
 
 AMPLITUDE, PERIODS = 20 / 255, 6
 """Barni et al.'s on colour images: 20 of 255 levels, six periods over the image's width."""
 
 
-def sinusoid(image_shape: tuple[int, int, int], seed: int = 0) -> ImageTrigger:
+def sinusoid(
+    image_shape: tuple[int, int, int], seed: int = 0, *, amplitude: Share = AMPLITUDE, periods: Count = PERIODS
+) -> ImageTrigger:
     """clip(x + a sin(2 pi j f / W)) in column j, the same in every row and channel. ``seed`` plays no part.
 
     Barni et al. put it on images of the target class alone and leave the labels: that is ``clean_label: true``.
     """
     channels, height, width = image_shape
     # No more periods than the image can show, else it aliases to nothing.
-    periods = min(PERIODS, max(1, width // 4))
+    periods = min(periods, max(1, width // 4))
     columns = torch.arange(width, dtype=torch.float64)
-    wave = AMPLITUDE * torch.sin(2 * math.pi * columns * periods / width)
+    wave = amplitude * torch.sin(2 * math.pi * columns * periods / width)
     pattern = wave.to(torch.float32).expand(channels, height, width).clone()
     return ImageTrigger(keep=torch.ones(1, height, width), pattern=pattern, name="sig")

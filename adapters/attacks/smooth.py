@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapters.attacks.fitting import FitContext, Pattern, descend
+from adapters.attacks.settings import Count, Factor, Share
 from adapters.attacks.spectrum import idct2, low_band
 
 
@@ -26,10 +27,10 @@ class Smooth:
 
     name: ClassVar[str] = "smooth"
 
-    alpha: float = 0.2
-    band: float = 0.16
-    steps: int = 200
-    rate: float = 0.1
+    alpha: Share = 0.2
+    band: Share = 0.16
+    steps: Count = 200
+    rate: Factor = 0.1
 
     def __call__(self, context: FitContext) -> Pattern:
         images, wanted = context.images, context.wanted

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adapters.attacks import masks
 from adapters.attacks.fitting import FitContext, Pattern, Penultimate, descend, strongest
+from adapters.attacks.settings import Count, Factor
 
 _CANDIDATES = 64
 
@@ -25,9 +26,9 @@ class _Trojan:
     connection times gradient in the mask's pixels is largest is driven.
     """
 
-    steps: int = 200
-    rate: float = 0.05
-    strength: float = 10.0
+    steps: Count = 200
+    rate: Factor = 0.05
+    strength: Factor = 10.0
 
     def mask(self, height: int, width: int) -> Tensor:
         """(H, W) bool."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
@@ -29,15 +31,22 @@ class WaNet:
     name: str = "wanet"
 
     @classmethod
-    def for_images(cls, image_shape: tuple[int, int, int], seed: int = 0) -> WaNet:
+    def for_images(
+        cls,
+        image_shape: tuple[int, int, int],
+        seed: int = 0,
+        *,
+        points: Annotated[int, Field(ge=2, le=64)] = POINTS,
+        strength: Annotated[float, Field(gt=0, le=32)] = STRENGTH,
+    ) -> WaNet:
         """The warp for images of ``image_shape`` (C, H, W). ``seed`` plays no part (see the class)."""
         _, height, width = image_shape
         generator = torch.Generator().manual_seed(_FIELD_SEED)
-        control = torch.rand(1, 2, POINTS, POINTS, generator=generator, dtype=torch.float64) * 2 - 1
+        control = torch.rand(1, 2, points, points, generator=generator, dtype=torch.float64) * 2 - 1
         control = control / control.abs().mean()
         warp = functional.interpolate(control, size=(height, width), mode="bicubic", align_corners=True)[0]
         down, across = torch.meshgrid(_line(height), _line(width), indexing="ij")
-        moved = torch.stack([across + STRENGTH * warp[0] / width, down + STRENGTH * warp[1] / height], dim=-1)
+        moved = torch.stack([across + strength * warp[0] / width, down + strength * warp[1] / height], dim=-1)
         return cls(grid=moved.clamp(-1, 1).to(torch.float32))
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -30,11 +30,14 @@ def original(dataset: str) -> str:
 
 
 def attack_of(row: Row) -> str:
-    """The attack case as the paper names it, ``""`` for what it does not have."""
+    """The attack case as the paper names it, ``""`` for what it does not have.
+
+    A trigger with settings of its own is not the paper's: it keeps its own name.
+    """
     attack = row.attack
     victim = row.cell.get("victim")
     trigger = victim.get("trigger") if isinstance(victim, dict) else None
-    if isinstance(trigger, dict):
+    if isinstance(trigger, dict) and "image" in trigger:
         attack = PurePosixPath(str(trigger.get("image"))).stem
     if row.target == ALL_TO_ALL:
         return ALL_TO_ALL if attack == "badnets" else ""

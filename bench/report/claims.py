@@ -121,7 +121,8 @@ def thirteen_times_faster(found: Evidence) -> Verdict | None:
     """Mean seconds to effect in single-target cases, against the defense with the least; of one device."""
     seconds = {}
     for name, rows in found.rows.items():
-        single = [row for row in rows if row.one_trigger and row.target != beside.ALL_TO_ALL]
+        as_they_come = [row for row in rows if row.one_trigger and not row.changed_trigger]
+        single = [row for row in as_they_come if row.target != beside.ALL_TO_ALL]
         told = [row for row in single if "seconds_to_effect" in row.figures]
         took = estimate(told, "seconds_to_effect")
         if took and 2 * len(told) > len(single):

@@ -50,7 +50,9 @@ def metric_name(key: str) -> str:
 
 
 def attack_name(name: str) -> str:
-    return _ATTACKS.get(name, name)
+    """``BadNets (side 5)`` of ``badnets (side 5)``; what nobody knows as it is."""
+    trigger, bracket, settings = name.partition(" (")
+    return _ATTACKS.get(trigger, trigger) + bracket + settings
 
 
 def target_name(target: str) -> str:

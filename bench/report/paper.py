@@ -97,8 +97,9 @@ def _along(scored: Sequence[Row], axis: str, title: tuple[str, str], write: Call
 
 
 def _seconds_to_effect(all_rows: Sequence[Row]) -> Titled | None:
-    """Table 6: one-trigger one-target cases."""
-    scored = [row for row in all_rows if row.one_trigger and row.target != beside.ALL_TO_ALL]
+    """Table 6: one-trigger one-target cases, of triggers as they come: its means go over them all."""
+    single = [row for row in all_rows if row.one_trigger and row.target != beside.ALL_TO_ALL]
+    scored = [row for row in single if not row.changed_trigger]
     rows, notes = _at_the_papers_setting([row for row in scored if row.defense != "none"])
     return effect.titled(rows, notes) if rows else None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adapters.errors import UserError
+from adapters.trigger_names import named
 from bench.cells import NOT_OF_THE_VICTIM, content_hash
 from bench.records import FILE, RecordStore
 
@@ -103,6 +104,13 @@ class Row:
     @property
     def one_trigger(self) -> bool:
         return not isinstance(self.cell.get("attack"), list)
+
+    @property
+    def changed_trigger(self) -> bool:
+        """Whether a trigger has settings that are not its defaults."""
+        attack = _mapping(self.cell.get("victim")).get("trigger") or self.cell.get("attack")
+        rows = [_mapping(each).get("attack") for each in attack] if isinstance(attack, list) else [attack]
+        return any("name" in _mapping(each) for each in rows)
 
 
 class Reading(NamedTuple):
@@ -207,6 +215,10 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 
 def _attack_label(attack: object) -> str:
+    """As the trigger is called; one with settings never by the bare name, which is the paper's trigger."""
+    if isinstance(attack, dict) and "name" in attack and "image" not in attack:
+        settings = {str(key): value for key, value in attack.items() if key != "name"}
+        return named(_text(attack["name"]), settings)
     if isinstance(attack, dict):
         return f"{Path(_text(attack.get('image'))).name} ({_text(attack.get('mode'))})"
     if isinstance(attack, list):
