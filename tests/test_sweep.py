@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -240,7 +241,8 @@ def test_killed_in_the_middle_and_run_again_each_record_is_there_once(place: Pat
     out, error = _run(place).communicate(timeout=400)
     assert error.count("\n") <= 1, error  # the warning about the damaged line
     assert "1 damaged line(s)" in error
-    assert f"{6 - len(kept)} cells to compute, 0 victims to train" in out
+    # Two records may be of the first victim alone, the second not yet trained.
+    assert re.search(rf"{6 - len(kept)} cells to compute, [01] victims to train", out), out
     assert "report:" in out
     records = store.read()
     assert len(store.path.read_bytes().splitlines()) == len(records) == 6

@@ -183,6 +183,8 @@ def _value(tree: Mapping[str, Any], key: str) -> str:
         return PurePosixPath(str(value)).stem
     if isinstance(value, list):  # of several triggers
         return f"{len(value)} triggers"
+    if isinstance(value, bool):
+        return str(value).lower()
     return "–" if value is None else str(value)
 
 
