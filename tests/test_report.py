@@ -77,7 +77,8 @@ def test_figures_are_drawn_for_the_axes_that_vary(sensitivity: Path) -> None:
     curves = {f"{metric}-by-{axis}" for metric in ("asr", "acc") for axis in ("poison-ratio", "clean-size", "radius")}
     maps = {f"{metric}-map-{k}" for metric in ("asr", "acc") for k in (1, 2, 3)}
     # One seed a case: there is no spread to draw.
-    assert stems == curves | maps | {"acc-asr", "seconds-asr", "acc-asr-seconds", "asr-rounds", "acc-rounds"}
+    others = {"acc-asr", "seconds-asr", "acc-asr-seconds", "asr-rounds", "acc-rounds", "error-gap-by-clean-size"}
+    assert stems == curves | maps | others
     assert {path.stem for path in (sensitivity / "plots").glob("*.png")} == {f"1-digits-{stem}" for stem in stems}
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import published
-from bench.report import beside, cases, marks, paper, sweep_files
+from bench.report import beside, cases, figures, marks, paper, style, sweep_files
 from bench.report.groups import groups, variants
 from bench.report.records_table import records as records_table
 from bench.report.records_table import unscored
@@ -250,6 +250,34 @@ def test_tables_7_and_8_give_the_error_gap() -> None:
         ("2,500", "0.71"),
         ("5,000", "0.35"),
     ]
+
+
+def test_the_error_gap_is_drawn_over_width_and_over_n() -> None:
+    networks = [wm(model=name) | {"error_gap": 0.0035} for name in ("densenet121", "resnet18", "googlenet")]
+    sizes = [wm(model="resnet18", clean_size=size) | {"error_gap": 0.01} for size in (500, 2500)]
+    (group,) = groups([from_record(each) for each in [*networks, *sizes]])
+    with style.drawing():
+        drawn = {plot.stem: plot.figure.axes[0].lines for plot in figures.draw(group) if plot.section == "gap"}
+    assert list(drawn) == ["error-gap-by-width", "error-gap-by-clean-size"]
+    (width,), (size,) = drawn.values()
+    assert list(width.get_xdata()) == [512, 832, 1024]
+    assert [*zip(size.get_xdata(), size.get_ydata(), strict=True)] == [(500, 0.01), (2500, 0.01), (5000, 0.0035)]
+
+
+def test_victims_that_differ_have_a_line_each() -> None:
+    rows = [wm(attack=attack, clean_size=size) for attack in ("trojan_wm", "badnets") for size in (500, 5000)]
+    (group,) = groups([from_record(each | {"error_gap": 0.01}) for each in rows])
+    with style.drawing():
+        (plot,) = [plot for plot in figures.draw(group) if plot.section == "gap"]
+    assert [line.get_label() for line in plot.figure.axes[0].lines] == ["I-BAU, BadNets", "I-BAU, Trojan WM"]
+
+
+def test_what_a_defense_found_stands_with_its_record() -> None:
+    record = case("dp_sgd") | {"details": {"epsilon": 4.4, "steps": 300, "pruned": list(range(1000))}}
+    row = from_record(record)
+    facts = dict(records_table([row], {row.id: "DP-SGD"}).details[0].facts)
+    assert (facts["epsilon"], facts["steps"]) == ("4.4", "300")
+    assert facts["pruned"].endswith("…")
 
 
 def test_other_radii_are_kept_out_and_told_of() -> None:

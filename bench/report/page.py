@@ -60,6 +60,11 @@ _BLOCKS = {
         "The other axes as in the paper, or at their largest. Line: mean; band: its 95 % interval, over attack cases "
         "and seeds or of the one record. A defense with one value of an axis has no line there.",
     ),
+    "gap": (
+        "Error gap",
+        "Of models defended by I-BAU, over the width W of the network and over n clean images; band: its 95 % "
+        "interval. The bound of Theorem 3 does not fit on these axes; docs/theory.md has both.",
+    ),
     "maps": (
         "I-BAU over Cδ and n",
         "Mean over what else varies, in percent. One colour scale for all maps of a metric; darker is better. A dash: "

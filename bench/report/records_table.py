@@ -17,6 +17,8 @@ from bench.report.tables import MEASURES, Head, Table, Value, measures
 EMBEDDED = frozenset({"digits"})
 """Data sets that need no data root."""
 
+MOST_TOLD = 600
+"""Characters of one finding of a defense that stand with its record; ``records.jsonl`` has it whole."""
 SHORT = 10
 """Digits of a commit that are told."""
 
@@ -101,8 +103,14 @@ def _details(row: Row) -> Details:
     if "acc" in row.before and "asr" in row.before:
         before = f"ACC {names.percent(row.before['acc'])}, ASR {names.percent(row.before['asr'])}"
         facts.insert(0, ("Before the defense", before))
+    facts += [(key.replace("_", " "), _short(text)) for key, text in flat(row.details).items()]
     facts += [(key, text) for key, text in flat(row.provenance).items() if text]
     return Details(row.id, row.reason, tuple(facts), command(row))
+
+
+def _short(text: str) -> str:
+    """Norms of 43 classes fit, the numbers of 126 pruned channels do not."""
+    return text if len(text) <= MOST_TOLD else f"{text[:MOST_TOLD]}…"
 
 
 def one_cell_sweep(row: Row) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bench.report import sweep_files
+from bench.report.figures.gaps import by_size, by_width
 from bench.report.figures.maps import maps
 from bench.report.figures.rounds import by_trigger, traces
 from bench.report.figures.sensitivity import curves
@@ -24,5 +25,7 @@ def draw(group: Group) -> list[Plot]:
 
     rounds = of("figures3_4")
     plots = [*trade_off(of("table1", "table2")), *spread(of("figure1")), *curves(group.scored)]
+    plots += [*by_width(sweep_files.of(group.scored, "table7"))]
+    plots += [*by_size(sweep_files.of(group.scored, "table8", "table7"))]
     plots += [*maps(sweep_files.of(group.scored, "c_delta")), *traces(rounds), *by_trigger(rounds)]
     return [*plots, *planes([row for row in group.rows if row.measured])]

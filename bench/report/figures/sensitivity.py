@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,9 @@ _AXES: tuple[tuple[str, str, Callable[[float | None], str], tuple[str, ...]], ..
 )
 """Axis, its name, how a value is written, and the sweep files of the paper that run along it."""
 
-_Along = dict[str, dict[float, list[Row]]]
+Axis = tuple[str, str, Callable[[float | None], str]]
+"""Name, title, and how a value is written."""
+Along = dict[str, dict[float, list[Row]]]
 """Label to value of the axis to records."""
 
 
@@ -28,19 +31,24 @@ def curves(scored: Sequence[Row]) -> list[Plot]:
     for axis, title, write, parts in _AXES:
         rows, _ = cases.along(sweep_files.of(scored, *parts), axis)
         shown = series(rows, variants(rows))
-        found: _Along = {label: _points(members, axis) for label, members in shown.rows.items()}
-        found = {label: points for label, points in found.items() if len(points) > 1}
+        found = lines(shown, operator.attrgetter(axis))
         for metric in plots if found else ():
-            plots[metric].append(_curve(shown, found, metric, (axis, title, write)))
+            plots[metric].append(curve(shown, found, metric, (axis, title, write)))
     return [*plots["asr"], *plots["acc"]]
 
 
-def _points(rows: Sequence[Row], axis: str) -> dict[float, list[Row]]:
-    known = [(value, row) for row in rows if (value := getattr(row, axis)) is not None]
-    return {value: [row for _, row in each] for value, each in sorted(by(known, lambda pair: pair[0]).items())}
+def lines(shown: Series, place: Callable[[Row], float | None]) -> Along:
+    """Each label's records by their place on the axis, in ascending order; labels with one place have no line."""
+    found = {}
+    for label, rows in shown.rows.items():
+        known = by([row for row in rows if place(row) is not None], place)
+        if len(known) > 1:
+            found[label] = {x: known[x] for x in sorted(x for x in known if x is not None)}
+    return found
 
 
-def _curve(shown: Series, along: _Along, metric: str, axis: tuple[str, str, Callable[[float | None], str]]) -> Plot:
+def curve(shown: Series, along: Along, metric: str, axis: Axis, section: str = "sensitivity") -> Plot:
+    """A line with its band for each label of ``along``."""
     name, title, write = axis
     metric_name = names.METRIC_NAMES[metric]
     axes = frame(f"{metric_name} by {title}", along)
@@ -52,13 +60,13 @@ def _curve(shown: Series, along: _Along, metric: str, axis: tuple[str, str, Call
         axes.fill_between(list(found), *zip(*ends, strict=True), color=colour, alpha=0.14, lw=0)
         means = [figure.mean for figure in found.values()]
         axes.plot(list(found), means, color=colour, marker=marker, ms=5, ls=dashes, lw=1.8, label=style.clean(label))
-        seen += [*means, *(low for low, _ in ends)]
+        seen += [*means, *(end for both in ends for end in both)]
     _ticks_at(axes, sorted({x for points in along.values() for x in points}), write)
     axes.set_ylim(*metric_axis(axes.yaxis, metric, seen))
     name_axes(axes, title, f"{metric_name}, %")
     style.legend(axes, [style.clean(label) for label in along])
-    stem = f"{metric}-by-{name.replace('_', '-')}"
-    return Plot(stem, "sensitivity", f"{metric_name} against {title}, a line for each defense", axes.figure)
+    stem = f"{metric}-by-{name}".replace("_", "-")
+    return Plot(stem, section, f"{metric_name} against {title}, a line for each defense", axes.figure)
 
 
 def _ticks_at(axes: Any, values: Sequence[float], write: Callable[[float | None], str]) -> None:

@@ -67,7 +67,11 @@ def frame(title: str, shown: Iterable[str]) -> Any:
 
 
 def metric_axis(axis: Any, metric: str, values: Sequence[float]) -> tuple[float, float]:
-    """ASR from 0 to 100; ACC from a round figure below what was seen. Returns the limits."""
+    """ASR from 0 to 100; gaps from 0 up to a round figure; ACC from one below what was seen. Returns the limits."""
+    if metric == "error_gap":
+        high = math.ceil(max(0.01, *values) * 100) / 100
+        style.percent_axis(axis, 0.0, high)
+        return -0.03 * high, 1.03 * high
     if metric == "asr":
         style.percent_axis(axis)
         return -0.03, 1.03
