@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from adapters.defenses import NeuralCleanse, Tabor, tabor
+from adapters.defenses import DeepInspect, NeuralCleanse, Tabor, tabor
 from adapters.defenses.cost_schedule import CostSchedule
 from adapters.defenses.inversion import Network, _Stream
 from adapters.defenses.masked_triggers import MaskedTriggers
@@ -61,15 +61,21 @@ def random_triggers(count: int, seed: int, channels: int = 3) -> MaskedTriggers:
     )
 
 
-@pytest.mark.parametrize("kind", [NeuralCleanse, Tabor])
-def test_the_planted_backdoor_is_found_shown_and_unlearned(kind: Any) -> None:
+SEARCH = {"steps": 60, "batches_per_step": 4}
+
+
+@pytest.mark.parametrize(
+    ("kind", "search"),
+    [(NeuralCleanse, SEARCH), (Tabor, SEARCH), (DeepInspect, {"epochs": 100, "batch_size": 30})],
+)
+def test_the_planted_backdoor_is_found_shown_and_unlearned(kind: Any, search: dict[str, Any]) -> None:
     model = Backdoored()
     stamped_images = clean().images.clone()
     stamped_images[:, :, SIZE - 1, SIZE - 1] = 1.0
     others = clean().labels != TARGET
     assert (model(stamped_images)[others].argmax(dim=1) == TARGET).all()
-    settings = {"steps": 60, "batches_per_step": 4, "unlearning_lr": 1.0, "unlearning_epochs": 20}
-    result = kind(precision="float32", **settings).run(model, clean(), context())
+    unlearning = {"unlearning_lr": 1.0, "unlearning_epochs": 20}
+    result = kind(precision="float32", **search, **unlearning).run(model, clean(), context())
     assert result.status == "ok"
     assert result.details["flagged"] == [TARGET]
     assert min(result.details["norms"]) == result.details["norms"][TARGET] < 4
