@@ -130,9 +130,9 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device, scoring: Stop
     except OverdueError as error:
         return Record(id=cell.id, cell=cell, status="timeout", reason=str(error), victim=figures)
     model = run.result.model
-    untouched = _fingerprint(model) == _fingerprint(prepared.victim.model)
     with scoring:
-        after = before if untouched else prepared.scorer.score(model)
+        known = {_fingerprint(prepared.victim.model): before, **run.scored}
+        after = known.get(_fingerprint(model)) or prepared.scorer.score(model)
         attacked = _of_the_attack(cell, before, after)
         gap = prepared.scorer.error_gap(model, clean, after) if len(clean.labels) else None
         evasion, tsne = _evasion(cell, prepared, model), _tsne(cell, prepared, model)
@@ -235,11 +235,15 @@ class _Trace:
     def __init__(self, prepared: Prepared, scoring: Stopwatch) -> None:
         self.rounds: list[dict[str, Any]] = []
         self.seconds_to_effect: float | None = None
+        self.scored: dict[str, Scores] = {}
+        """Fingerprint and scores of the last round's model, if it was scored on all images."""
         self._prepared, self._scoring = prepared, scoring
 
     def __call__(self, current: nn.Module, info: Mapping[str, Any], seconds: float) -> None:
         with self._scoring:
             scores = self._prepared.tracer.score(current)
+            if self._prepared.tracer.identity == self._prepared.scorer.identity:
+                self.scored = {_fingerprint(current): scores}
         if self.seconds_to_effect is None and has_effect(self._prepared.before_traced.acc, scores.acc, scores.asr):
             self.seconds_to_effect = seconds
         self.rounds.append({**_round_figures(scores), **jsonable(info), "elapsed_seconds": seconds})
@@ -252,6 +256,7 @@ class _Run(NamedTuple):
     peak_memory: int
     passes: Passes
     rounds: list[dict[str, Any]]
+    scored: dict[str, Scores]
 
 
 def _defend(
@@ -266,7 +271,9 @@ def _defend(
     trace = _Trace(prepared, scoring)
     work = DefenseRun(cell, prepared, clean, device, trace, micro_batch=micro_batch)
     result = checked(work.run(), str(cell.defense["name"]), _probe(prepared, device), prepared.data.num_classes)
-    return _Run(result, work.seconds, trace.seconds_to_effect, work.peak_memory, work.passes, trace.rounds)
+    return _Run(
+        result, work.seconds, trace.seconds_to_effect, work.peak_memory, work.passes, trace.rounds, trace.scored
+    )
 
 
 def _probe(prepared: Prepared, device: torch.device) -> Tensor:

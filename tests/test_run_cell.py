@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from bench.memory import PeakMemory
 from bench.provenance import Commit, commit, provenance
 from bench.records import Record
 from bench.run_cell import CellRunner, _Recent
-from bench.scoring import Scorer
+from bench.scoring import Scorer, Scores
 from bench.seeds import derive_seed
 from bench.splits import split_test
 
@@ -48,6 +49,12 @@ class Scripted(Defense):
             model(clean.images).sum().backward()
             context.on_round(model, {"loss": float("nan"), "norm": torch.tensor(2.0)})
             context.on_round(model, {"loss": 1})
+        if self.do in ("step", "step and change"):
+            for times in range(2 + (self.do == "step and change")):
+                with torch.no_grad():
+                    next(model.parameters())[0].add_(1.0)
+                if times < 2:
+                    context.on_round(model, {})
         if self.do == "poison":
             with torch.no_grad():
                 next(model.parameters()).fill_(float("nan"))
@@ -224,6 +231,27 @@ def test_rounds_are_scored_on_a_sample_and_what_comes_out_on_all(
     assert {row["images"] for row in every.rounds} == {len(scorer.labels)}
     assert {row["images"] for row in record.rounds} == {len(scorer.sample(10)[1])} != {len(scorer.labels)}
     assert record.acc == scorer.score(runner.prepare(_cell(seed=1)).victim.model).acc
+
+
+@pytest.mark.parametrize(("do", "images", "times"), [("step", 2000, 2), ("step and change", 2000, 3), ("step", 10, 3)])
+def test_the_last_rounds_model_is_not_scored_twice(
+    runner: CellRunner, monkeypatch: pytest.MonkeyPatch, do: str, images: int, times: int
+) -> None:
+    monkeypatch.setattr(run_cell, "TRACE_IMAGES", images)
+    cell = _cell(do, seed=2 + (images == 10))
+    prepared = runner.prepare(cell)
+    scored: list[nn.Module] = []
+    outcomes = Scorer.outcomes
+
+    def score(self: Scorer, model: nn.Module) -> Any:
+        scored.append(copy.deepcopy(model))
+        return outcomes(self, model)
+
+    monkeypatch.setattr(Scorer, "outcomes", score)
+    record = runner.run(cell)
+    assert len(scored) == times
+    assert record.acc == Scores.of(outcomes(prepared.scorer, scored[-1]), prepared.scorer.names).acc
+    assert record.asr == Scores.of(outcomes(prepared.scorer, scored[-1]), prepared.scorer.names).asr
 
 
 def test_a_defense_gets_the_clean_set_and_nothing_of_the_attack(runner: CellRunner) -> None:
