@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any, TypeGuard
 
 
 def named(name: str, settings: Mapping[str, object]) -> str:
@@ -20,3 +21,8 @@ def _text(value: object) -> str:
         short = f"{value:g}"
         return short if float(short) == value else repr(value)
     return json.dumps(value, sort_keys=True, default=str)
+
+
+def has_name(spec: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether ``spec`` is the mapping of a trigger of the registry with settings, and not an image's."""
+    return isinstance(spec, Mapping) and "name" in spec and "image" not in spec

@@ -100,8 +100,8 @@ class Tsne(_Row):
     restored_after: float | None
 
 
-class Provenance(_Row):
-    """Where a record comes from. Nothing of it enters the cell's id."""
+class Origin(_Row):
+    """The code and the machine that figures come from."""
 
     commit: str | None
     dirty: bool | None
@@ -111,6 +111,11 @@ class Provenance(_Row):
     package: str
     device: str
     threads: int
+
+
+class Provenance(Origin):
+    """Where a record comes from. Nothing of it enters the cell's id."""
+
     cells_beside: int = 0
     """The largest number of other cells that ran on the same cluster at any time during this one."""
     started: str

@@ -6,8 +6,9 @@ from adapters.attacks.fitting import Fit, FitContext, Pattern
 from adapters.attacks.image_trigger import ImageTrigger, digest
 from adapters.attacks.label_maps import AllToAll, AllToOne, CleanLabel, label_map
 from adapters.attacks.poisoning import PoisonedSet, poison, poison_copies, poison_count
-from adapters.attacks.triggers import FITS, TRIGGERS, Spec, build, check, fit_of, has_name, name_of, needs_fit, normal
+from adapters.attacks.triggers import FITS, TRIGGERS, Spec, build, check, fit_of, name_of, needs_fit, normal
 from adapters.attacks.visibility import Visibility, visibility
+from adapters.trigger_names import has_name
 
 __all__ = [
     "FITS",

@@ -19,7 +19,7 @@ from adapters.attacks.trojan import TrojanSquare, TrojanWatermark
 from adapters.attacks.wanet import WaNet
 from adapters.errors import UserError
 from adapters.protocols import Trigger
-from adapters.trigger_names import named
+from adapters.trigger_names import has_name, named
 
 Spec = str | Mapping[str, Any]
 """What a sweep file says of a trigger: its name, ``{name: NAME, SETTING: VALUE, …}``, or an image's mapping."""
@@ -60,11 +60,6 @@ def normal(spec: Spec, key: str = "cell.attack") -> str | dict[str, Any]:
         raise UserError(f"{key}.name: found {name!r}; expected one of: {', '.join(sorted({**TRIGGERS, **FITS}))}")
     changed = settings.checked(name, _settings(name, f"{key}.name"), given, key)
     return {"name": name, **changed} if changed else name
-
-
-def has_name(spec: object) -> bool:
-    """Whether ``spec`` is the mapping of a trigger of the registry with settings, and not an image's."""
-    return isinstance(spec, Mapping) and "name" in spec and "image" not in spec
 
 
 def name_of(spec: Spec) -> str:

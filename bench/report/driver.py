@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from adapters.errors import UserError
 from bench.cells import Frozen
+from bench.records import Origin
 from bench.report import names
 from bench.report.markdown import escape
 
@@ -64,20 +65,13 @@ class DriverRun(Frozen):
         return int(length / self.each)
 
 
-class DriverRuns(Frozen):
+class DriverRuns(Origin):
     """The runs of one call, on what machine they were made, and how long the simulated jobs were."""
 
     schema_version: int = Field(default=SCHEMA, ge=SCHEMA, le=SCHEMA)
     mean: float
     spread: float
     seed: int
-    commit: str | None
-    dirty: bool | None
-    python: str
-    torch: str
-    package: str
-    device: str
-    threads: int
     load: float | None
     disk: str | None
     """The file system that the records were written to."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adapters.errors import UserError
-from adapters.trigger_names import named
+from adapters.trigger_names import has_name, named
 from bench.cells import NOT_OF_THE_VICTIM, content_hash
 from bench.records import FILE, RecordStore
 
@@ -216,7 +216,7 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 def _attack_label(attack: object) -> str:
     """As the trigger is called; one with settings never by the bare name, which is the paper's trigger."""
-    if isinstance(attack, dict) and "name" in attack and "image" not in attack:
+    if has_name(attack):
         settings = {str(key): value for key, value in attack.items() if key != "name"}
         return named(_text(attack["name"]), settings)
     if isinstance(attack, dict):

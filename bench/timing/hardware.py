@@ -10,6 +10,7 @@ import torch
 
 from adapters.errors import UserError
 from bench.provenance import commit, provenance
+from bench.records import Origin
 
 SAME = ("device", "threads")
 """What two timings must share to be compared. Versions may differ: what they change is what one wants to see."""
@@ -18,7 +19,7 @@ SAME = ("device", "threads")
 def facts(device: torch.device) -> dict[str, Any]:
     """Device and versions, and ``load``: processes that wanted a CPU in the last minute, for each CPU there is."""
     source = provenance(device, commit())
-    found = source.model_dump(include={"commit", "dirty", "python", "torch", "package", "device", "threads"})
+    found = source.model_dump(include=set(Origin.model_fields))
     load = os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else None
     return {**found, "load": None if load is None else round(load, 2)}
 
