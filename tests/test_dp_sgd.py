@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapters import models
 from adapters.defenses import DpSgd
 from adapters.defenses.dp_sgd import _training
 from adapters.defenses.group_norm import replace_batch_norm
-from adapters.defenses.sample_gradients import choose_mode
+from adapters.defenses.sample_gradients import MODES, Mode, Way, choose_way
 from adapters.errors import UserError
 from adapters.protocols import LabelledImages, PassCounter, TrainingContext, TrainingData
 
@@ -67,15 +67,39 @@ def test_more_noise_is_more_private_and_more_steps_are_less() -> None:
     assert epsilon(epochs=1, noise_multiplier=4.0) < epsilon(epochs=1) < epsilon(epochs=2)
 
 
-@pytest.mark.parametrize("mode", ["hooks", "ew"])
-def test_a_step_without_noise_is_the_mean_of_clipped_gradients(mode: Any) -> None:
-    """Image by image, with plain autograd; more images than are held at once."""
-    bound, count = 0.05, 100
+def noiseless(bound: float, **settings: Any) -> DpSgd:
+    return DpSgd(
+        noise_multiplier=1e-12, max_grad_norm=bound, batch_size=100, lr=1.0, momentum=0.0, **settings
+    )  # fmt: skip
+
+
+def moved(bound: float, chosen: Tensor, way: Way) -> tuple[nn.Module, list[Tensor]]:
+    """The untrained network, and how far one step without noise on ``chosen``, a batch of 100 on average, moves it."""
     defense = DpSgd(noise_multiplier=1e-12, max_grad_norm=bound, batch_size=100, lr=1.0, momentum=0.0)
     plain = replace_batch_norm(network())
-    training = _training(defense, plain, mode, 120, context())
+    training = _training(defense, plain, way, 120, context())
     training.network.train()
-    training.step(data(), torch.arange(count), CPU)
+    training.step(data(), chosen, CPU)
+    after = training.plain().parameters()
+    return plain, [(one - other).detach() for one, other in zip(plain.parameters(), after, strict=True)]
+
+
+@pytest.mark.parametrize("bound", [0.05, 100.0])
+def test_one_image_moves_the_network_by_the_bound_at_most_in_bfloat16_too(bound: float) -> None:
+    reduced, full = (
+        nn.utils.parameters_to_vector(moved(bound, torch.tensor([7]), Way("hooks", precision))[1]) * 100
+        for precision in ("bfloat16", "float32")
+    )
+    assert float(reduced.norm()) <= bound * (1 + 1e-4)  # the difference of two parameters of size one, in float32
+    assert float(reduced.norm()) == pytest.approx(float(full.norm()), rel=0.05)  # a factor has 8 bits
+    assert float(nn.functional.cosine_similarity(reduced, full, dim=0)) > 0.99
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_without_noise_is_the_mean_of_clipped_gradients(mode: Mode) -> None:
+    """Image by image, with plain autograd; more images than are held at once."""
+    bound, count = 0.05, 100
+    plain, moves = moved(bound, torch.arange(count), Way(mode, "float32"))
     expected = [torch.zeros_like(one) for one in plain.parameters()]
     for image, label in zip(data().images[:count].float() / 255, data().labels[:count], strict=True):
         loss = nn.functional.cross_entropy(plain(image[None]), label[None])
@@ -83,8 +107,8 @@ def test_a_step_without_noise_is_the_mean_of_clipped_gradients(mode: Any) -> Non
         norm = torch.cat([one.flatten() for one in gradients]).norm()
         for total, one in zip(expected, gradients, strict=True):
             total += one * min(1.0, bound / float(norm + 1e-6))
-    for before, total, after in zip(plain.parameters(), expected, training.plain().parameters(), strict=True):
-        np.testing.assert_allclose((before - after).detach().numpy(), total.numpy() / 100, atol=2e-6)
+    for move, total in zip(moves, expected, strict=True):
+        np.testing.assert_allclose(move.numpy(), total.numpy() / 100, atol=2e-6)
 
 
 def test_examples_that_share_an_image_train_like_copies_of_it() -> None:
@@ -105,7 +129,7 @@ def test_examples_that_share_an_image_train_like_copies_of_it() -> None:
 def test_noise_has_the_size_that_was_asked_for() -> None:
     defense = DpSgd(noise_multiplier=3.0, max_grad_norm=2.0, batch_size=50, lr=1.0, momentum=0.0)
     plain = nn.Sequential(nn.Flatten(), nn.Linear(192, 30))
-    training = _training(defense, plain, "hooks", 120, context())
+    training = _training(defense, plain, Way("hooks", "float32"), 120, context())
     training.network.train()
     training.step(data(), torch.empty(0, dtype=torch.int64), CPU)  # an empty sample: noise alone, and it counts
     before, after = (nn.utils.parameters_to_vector(one.parameters()).detach() for one in (plain, training.plain()))
@@ -131,7 +155,8 @@ def test_it_learns_and_counts_every_image() -> None:
 
 
 def test_the_modes_agree() -> None:
-    defenses = [DpSgd(epochs=2, batch_size=40, grad_sample="hooks"), DpSgd(epochs=2, batch_size=40, grad_sample="ew")]
+    settings: dict[str, Any] = {"epochs": 2, "batch_size": 40, "precision": "float32"}
+    defenses = [DpSgd(**settings, grad_sample="hooks"), DpSgd(**settings, grad_sample="ew")]
     found = [defense.run(network(), nothing(), context()).model for defense in defenses]
     for one, other in zip(found[0].parameters(), found[1].parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
@@ -145,19 +170,26 @@ def test_the_modes_agree() -> None:
         ("mobilenetv3_small_050", None),
     ],
 )  # fmt: skip
-def test_the_first_mode_that_works_is_taken(name: str, mode: str | None) -> None:
+def test_the_first_way_that_works_is_taken(name: str, mode: Mode | None) -> None:
     model = replace_batch_norm(models.build(name, 4, (3, 32, 32)))
     assert not any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in model.modules())
     images, labels = torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
-    found = choose_mode(model, images, labels, "auto")
-    assert mode is None or found == mode
+    found = choose_way(model, images, labels, "auto", "auto")
+    assert mode is None or found == Way(mode, "bfloat16" if mode == "hooks" else "float32")
     assert all(one.grad is None and not hasattr(one, "grad_sample") for one in model.parameters())
 
 
-def test_a_mode_that_does_not_work_is_told_with_its_reason() -> None:
+@pytest.mark.parametrize(
+    ("mode", "precision", "message"),
+    [
+        ("hooks", "auto", r"found 'hooks' with precision 'auto', which does not .*; expected auto$"),
+        ("auto", "bfloat16", r"found 'auto' with precision 'bfloat16', which does not .*; expected auto$"),
+    ],
+)
+def test_a_way_that_does_not_work_is_told_with_its_reason(mode: str, precision: str, message: str) -> None:
     model = replace_batch_norm(models.build("resnet18", 4, (3, 32, 32)))
-    with pytest.raises(UserError, match=r"^cell\.defense\.grad_sample: found 'hooks', which does not .*; expected ew$"):
-        choose_mode(model, torch.rand(2, 3, 32, 32), torch.tensor([0, 1]), "hooks")
+    with pytest.raises(UserError, match=r"^cell\.defense\.grad_sample: " + message):
+        choose_way(model, torch.rand(2, 3, 32, 32), torch.tensor([0, 1]), mode, precision)
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(32, 8), (64, 16), (128, 32), (512, 32), (48, 8), (7, 1), (96, 16)])

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapters.defenses.group_norm import replace_batch_norm
-from adapters.defenses.sample_gradients import PHYSICAL_BATCH, Mode, choose_mode, wrap
+from adapters.defenses.sample_gradients import PHYSICAL_BATCH, Precision, Way, backward_each, choose_way, wrap
 from adapters.defenses.tuning import seeded
 from adapters.protocols import Defense, DefenseContext, DefenseResult, LabelledImages, TrainingContext, TrainingData
 
@@ -24,7 +24,8 @@ class DpSgd(Defense):
 
     The only defense that sees the training data, poison included; it uses no clean set. BatchNorm is replaced by
     GroupNorm. Batches are Poisson samples, as the privacy analysis assumes; ε is the RDP accountant's at ``delta``.
-    A round is an epoch.
+    Whatever the precision of the network's passes, gradients are clipped and noise is added in float32, so that the
+    bound on an image's influence, and with it ε, is exact. A round is an epoch.
     """
 
     name: ClassVar[str] = "dp_sgd"
@@ -42,6 +43,8 @@ class DpSgd(Defense):
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     grad_sample: Literal["auto", "hooks", "ew"] = "auto"
     """How opacus computes the gradient of each image: ``auto`` takes the first that works with the network."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of the network's passes: ``auto`` is bfloat16 where ``grad_sample`` can, which ``ew`` cannot."""
 
     def run(self, model: nn.Module, clean: LabelledImages, context: DefenseContext) -> DefenseResult:
         if not isinstance(context, TrainingContext):
@@ -49,14 +52,16 @@ class DpSgd(Defense):
         data = context.training_data
         with seeded(context) as generator:
             untrained = replace_batch_norm(context.untrained()).to(context.device)
-            mode = choose_mode(untrained, *_batch(data, torch.arange(2), context.device), self.grad_sample)
-            training = _training(self, untrained, mode, len(data.labels), context)
+            trial = _batch(data, torch.arange(2), context.device)
+            way = choose_way(untrained, *trial, self.grad_sample, self.precision)
+            training = _training(self, untrained, way, len(data.labels), context)
             status, reason = self._train(training, data, context, generator)
         details = {
             "epsilon": training.epsilon(self.delta),
             "delta": self.delta,
             "steps": sum(steps for _, _, steps in training.accountant.history),
-            "grad_sample": mode,
+            "grad_sample": way.mode,
+            "precision": way.precision,
         }
         return DefenseResult(untrained.eval() if status == "diverged" else training.plain(), status, reason, details)
 
@@ -89,6 +94,7 @@ class Training(NamedTuple):
     accountant: RDPAccountant
     rate: float
     steps: int
+    precision: Precision
 
     def step(self, data: TrainingData, chosen: Tensor, device: torch.device) -> float:
         """One noisy step on the examples ``chosen``, (n,) int64; returns the last part's mean loss (0 of none)."""
@@ -97,9 +103,8 @@ class Training(NamedTuple):
         for number, part in enumerate(parts, start=1):
             self.optimizer.signal_skip_step(do_skip=number < len(parts))
             images, labels = _batch(data, part, device)
-            mean = nn.functional.cross_entropy(self.network(images), labels)
-            torch.autograd.backward(mean)
-            loss = float(mean.detach())
+            mean = backward_each(self.network, images, labels, self.precision)
+            loss = float(mean)
             self.optimizer.step()
             self.optimizer.zero_grad()
         if not parts:
@@ -119,12 +124,12 @@ class Training(NamedTuple):
         return float(self.accountant.get_epsilon(delta)) if self.accountant.history else 0.0
 
 
-def _training(defense: DpSgd, untrained: nn.Module, mode: Mode, size: int, context: DefenseContext) -> Training:
+def _training(defense: DpSgd, untrained: nn.Module, way: Way, size: int, context: DefenseContext) -> Training:
     from opacus.accountants import RDPAccountant
     from opacus.optimizers import DPOptimizer
 
     rate = min(1.0, defense.batch_size / size)
-    network = wrap(copy.deepcopy(untrained).train(), mode)
+    network = wrap(copy.deepcopy(untrained).train(), way.mode)
     optimizer = DPOptimizer(
         torch.optim.SGD(network.parameters(), lr=defense.lr, momentum=defense.momentum),
         noise_multiplier=defense.noise_multiplier,
@@ -134,7 +139,7 @@ def _training(defense: DpSgd, untrained: nn.Module, mode: Mode, size: int, conte
     )
     accountant = RDPAccountant()
     optimizer.attach_step_hook(accountant.get_optimizer_hook_fn(rate))
-    return Training(untrained, network, optimizer, accountant, rate, max(1, round(1 / rate)))
+    return Training(untrained, network, optimizer, accountant, rate, max(1, round(1 / rate)), way.precision)
 
 
 def _batch(data: TrainingData, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from adapters.defenses.tuning import autocast
 from adapters.errors import UserError
 
 Mode = Literal["hooks", "ew"]
 MODES: tuple[Mode, ...] = ("hooks", "ew")
+Precision = Literal["bfloat16", "float32"]
+PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float32")
 
-PHYSICAL_BATCH = 64
-"""Images whose gradients are held at once."""
+PHYSICAL_BATCH = 32
+"""Images whose gradients are held at once; on the CPU larger batches leave the cache."""
+
+
+class Way(NamedTuple):
+    """How opacus computes the gradient of each image, and the precision of the network's passes."""
+
+    mode: Mode
+    precision: Precision
 
 
 def wrap(network: nn.Module, mode: Mode) -> Any:
@@ -29,31 +39,45 @@ def wrap(network: nn.Module, mode: Mode) -> Any:
     return kind(network, batch_first=True, loss_reduction="mean")
 
 
-def choose_mode(network: nn.Module, images: Tensor, labels: Tensor, wanted: str) -> Mode:
-    """``wanted``, or for ``auto`` the first mode that gives a gradient of each image for every parameter.
+def backward_each(wrapped: Any, images: Tensor, labels: Tensor, precision: str) -> Tensor:
+    """The mean cross-entropy of (n, C, H, W) ``images``, detached; leaves the float32 gradient of each image in
+    ``grad_sample`` of each parameter of ``wrapped``, whatever the precision of the passes."""
+    with autocast(images.device, precision):
+        logits = wrapped(images)
+    mean = nn.functional.cross_entropy(logits.float(), labels)
+    torch.autograd.backward(mean)
+    for parameter in wrapped.parameters():
+        if isinstance(each := getattr(parameter, "grad_sample", None), Tensor):
+            parameter.grad_sample = each.float()
+    return mean.detach()
+
+
+def choose_way(network: nn.Module, images: Tensor, labels: Tensor, mode: str, precision: str) -> Way:
+    """The first way that gives a gradient of each image for every parameter; ``auto`` leaves a choice open.
+
+    Bfloat16 comes before float32, and ``hooks`` before ``ew``, which knows no bfloat16.
 
     Raises:
-        UserError: no mode works with this network, or not the one wanted; says why.
+        UserError: none works with this network, or not the one wanted; says why.
     """
-    tried: tuple[Mode, ...] = MODES if wanted == "auto" else (cast(Mode, wanted),)
-    faults = []
-    for mode in tried:
-        fault = _fault(network, images, labels, mode)
+    modes = MODES if mode == "auto" else (cast(Mode, mode),)
+    precisions = PRECISIONS if precision == "auto" else (cast(Precision, precision),)
+    faults = {}
+    for way in (Way(one, number) for number in precisions for one in modes):
+        fault = _fault(network, images, labels, way)
         if fault is None:
-            return mode
-        faults.append(f"{mode}: {fault}")
-    others = " or ".join(one for one in MODES if one not in tried) or "another model"
+            return way
+        faults[way] = f"{way.mode} in {way.precision}: {fault}"
     raise UserError(
-        f"cell.defense.grad_sample: found {wanted!r}, which does not work with this network ({'; '.join(faults)});"
-        f" expected {others}"
+        f"cell.defense.grad_sample: found {mode!r} with precision {precision!r}, which does not work with this network"
+        f" ({'; '.join(faults.values())}); expected {'another model' if len(faults) == len(MODES) * 2 else 'auto'}"
     )
 
 
-def _fault(network: nn.Module, images: Tensor, labels: Tensor, mode: Mode) -> str | None:
+def _fault(network: nn.Module, images: Tensor, labels: Tensor, way: Way) -> str | None:
     trial = copy.deepcopy(network).train()
     try:
-        wrapped = wrap(trial, mode)
-        torch.autograd.backward(nn.functional.cross_entropy(wrapped(images), labels))
+        backward_each(wrap(trial, way.mode), images, labels, way.precision)
     except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError) as error:
         return str(error).splitlines()[0] if str(error) else type(error).__name__
     wrong = [
