@@ -14,8 +14,8 @@ from bench.cells import Cell
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def cells(name: str) -> tuple[Cell, ...]:
-    return tuple(spec.load(ROOT / "sweeps" / f"{name}.yaml", (), ROOT / "data").cells)
+def cells(name: str, budget: str | None = None) -> tuple[Cell, ...]:
+    return tuple(spec.load(ROOT / "sweeps" / f"{name}.yaml", (), ROOT / "data", budget=budget).cells)
 
 
 def settings(name: str, defense: str) -> Iterator[dict[str, object]]:
@@ -29,14 +29,21 @@ def test_every_defense_meets_both_targets_on_the_embedded_data() -> None:
     assert {(cell.target, cell.defense["name"]) for cell in cells("baselines")} == expected
 
 
-@pytest.mark.parametrize("name", ["baselines_gtsrb", "baselines_gtsrb_short"])
-def test_victims_are_those_of_the_attack_zoo(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "zoo"),
+    [
+        ("baselines_gtsrb", cells("attacks")),
+        ("baselines_gtsrb_short", cells("attacks")),
+        ("baselines_cifar10_short", cells("attacks_cifar10", "small")),
+    ],
+)
+def test_victims_are_those_of_the_attack_zoo(name: str, zoo: tuple[Cell, ...]) -> None:
     victims = {cell.victim_id: (cell.attack, cell.target) for cell in cells(name)}
     assert set(victims.values()) == {("badnets", 8), ("l0_inv", 0), ("trojan_wm", 2), ("badnets", "all_to_all")}
-    assert set(victims) <= {cell.victim_id for cell in cells("attacks")}
+    assert set(victims) <= {cell.victim_id for cell in zoo}
 
 
-@pytest.mark.parametrize("name", ["baselines_gtsrb", "baselines_gtsrb_short"])
+@pytest.mark.parametrize("name", ["baselines_gtsrb", "baselines_gtsrb_short", "baselines_cifar10_short"])
 def test_the_six_baselines_and_ours_are_there(name: str) -> None:
     expected = {"neural_cleanse", "tabor", "deep_inspect", "fine_pruning", "nad", "dp_sgd", "ibau", "none"}
     assert {cell.defense["name"] for cell in cells(name)} == expected
