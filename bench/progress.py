@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console, Group
@@ -57,16 +58,22 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Watches a queue. ``total`` counts all cells of the sweep, ``earlier`` those that had their record before."""
+    """Watches a queue. ``total`` counts all cells of the sweep, ``earlier`` those that had their record before.
 
-    def __init__(self, console: Console, queue: JobQueue, total: int, earlier: int, workers: int) -> None:
-        self._console, self._queue, self._workers = console, queue, workers
+    ``epochs``: (epochs done, epochs) of the victim of a cell in training, as far as is known.
+    """
+
+    def __init__(
+        self, console: Console, queue: JobQueue, total: int, earlier: int, workers: int,
+        epochs: Callable[[Cell], tuple[int, int] | None] = lambda cell: None,
+    ) -> None:  # fmt: skip
+        self._console, self._queue, self._workers, self._epochs = console, queue, workers, epochs
         self._total, self._earlier = total, earlier
         self._start = time.monotonic()
         self._since: dict[str, tuple[Job, float]] = {}
         self._failed = 0
         self._last_line = 0.0
-        self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._render)
+        self._live = Live(console=console, refresh_per_second=2, transient=True, get_renderable=self._render)
 
     def __enter__(self) -> Progress:
         if self._console.is_terminal:
@@ -96,8 +103,12 @@ class Progress:
         if self._console.is_terminal or now - self._last_line < LINE_SECONDS:
             return
         self._last_line = now
-        running = "; ".join(describe(job) for job, _ in list(self._since.values())[:SHOWN]) or "starting"
+        running = "; ".join(self._told(job) for job, _ in list(self._since.values())[:SHOWN]) or "starting"
         self._console.print(f"{self._counts()} | {running}", highlight=False, markup=False, soft_wrap=True)
+
+    def _told(self, job: Job) -> str:
+        known = self._epochs(job.cell) if job.kind == "victim" else None
+        return f"{describe(job)}, {known[0]} of {known[1]} epochs" if known else describe(job)
 
     def _counts(self) -> str:
         left = self._queue.cells_left
@@ -116,7 +127,7 @@ class Progress:
         rows = Table.grid(padding=(0, 2))
         now = time.monotonic()
         for job, since in list(self._since.values())[:SHOWN]:
-            rows.add_row("▸", Text(describe(job)), duration(now - since))
+            rows.add_row("▸", Text(self._told(job)), duration(now - since))
         if len(self._since) > SHOWN:
             rows.add_row("", f"and {len(self._since) - SHOWN} more", "")
         if not self._since:

@@ -126,7 +126,8 @@ class Session:
         self._say(f"{len(left)} cells to compute, {queue.victims_left} victims to train; {self._where(grant)}")
         began = time.monotonic()
         limit = options.max_concurrent if options.address else None
-        with Progress(self._console, queue, len(plan.cells), len(plan.cells) - len(left), grant.workers) as progress:
+        earlier = len(plan.cells) - len(left)
+        with Progress(self._console, queue, len(plan.cells), earlier, grant.workers, victims.epochs) as progress:
             ledger = engine.run_sweep(queue, grant, settings, self._store, self._portable, progress, limit)
         shares = ledger.shares(grant.workers)
         busy = ""

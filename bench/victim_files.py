@@ -87,33 +87,62 @@ def read_state(path: Path, sha256: object) -> dict[str, Tensor]:
         raise DamagedVictimError(f"{path.name} is not a safetensors file: {error}") from error
 
 
+class Holder:
+    """The note beside a lock file of who holds it and how far along they are, for other processes to read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._facts = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%H:%M:%S")}
+
+    def tell(self, **progress: int) -> None:
+        """Write the note anew, ``progress`` in it; a disk that takes no more is no reason to stop the work."""
+        with suppress(OSError):
+            self._path.write_text(json.dumps({**self._facts, **progress}))
+
+    def forget(self) -> None:
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+
+def epochs(lock: Path) -> tuple[int, int] | None:
+    """(epochs done, epochs) of the training under the lock file ``lock``, if it goes on and has told of any."""
+    note = _note(lock.with_suffix(".holder"))
+    done, whole = note.get("epoch"), note.get("epochs")
+    return (done, whole) if isinstance(done, int) and isinstance(whole, int) else None
+
+
 @contextmanager
-def locked(path: Path, purpose: str) -> Iterator[None]:
+def locked(path: Path, purpose: str) -> Iterator[Holder]:
     """Hold the lock file ``path``; a wait can be interrupted, and the log says who is waited for.
 
     The operating system frees the lock of a process that dies, so a holder's note left behind blocks nobody.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock, note = FileLock(path), path.with_suffix(".holder")
+    lock, holder = FileLock(path), Holder(path.with_suffix(".holder"))
     while True:
         try:
             lock.acquire(timeout=WAIT_LOG_SECONDS, poll_interval=0.1)
             break
         except Timeout:
-            logger.info("%s: waiting for %s", purpose, _holder(note))
+            logger.info("%s: waiting for %s", purpose, _holder(path.with_suffix(".holder")))
     try:
-        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%H:%M:%S")}
-        note.write_text(json.dumps(holder))
-        yield
+        holder.tell()
+        yield holder
     finally:
-        with suppress(OSError):
-            note.unlink(missing_ok=True)
+        holder.forget()
         lock.release()
 
 
-def _holder(note: Path) -> str:
-    try:
-        holder = json.loads(note.read_text())
-        return f"process {holder['pid']} on {holder['host']}, which has been at it since {holder['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+def _holder(path: Path) -> str:
+    note = _note(path)
+    if not note.keys() >= {"pid", "host", "since"}:
         return "another process"
+    return f"process {note['pid']} on {note['host']}, which has been at it since {note['since']}"
+
+
+def _note(path: Path) -> dict[str, Any]:
+    """What a holder wrote; empty if there is none or it is cut short."""
+    try:
+        return read_json(path)
+    except (OSError, DamagedVictimError):
+        return {}

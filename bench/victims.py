@@ -84,13 +84,11 @@ class VictimStore:
             lambda: self.get_or_train(clean, data, device).model, str(digest), data.num_classes, device
         )
 
-    def get_or_train(
-        self,
-        cell: Cell,
-        data: ImageTensors,
-        device: torch.device,
-        on_epoch: Callable[[int, int], None] | None = None,
-    ) -> Victim:
+    def epochs(self, cell: Cell) -> tuple[int, int] | None:
+        """(epochs done, epochs) of the victim of ``cell`` while a process trains it; None before the first is done."""
+        return files.epochs(self._file(cell, "lock"))
+
+    def get_or_train(self, cell: Cell, data: ImageTensors, device: torch.device) -> Victim:
         """The victim of ``cell``: from its checkpoint, from the cache, or trained now, by one process only.
 
         A damaged or foreign file is noticed, logged and rebuilt.
@@ -106,14 +104,14 @@ class VictimStore:
             return self._read(cell, data, device, used)
         except (files.DamagedVictimError, FileNotFoundError):
             pass  # another process may be at work: judged again below, alone
-        with files.locked(self._file(cell, "lock"), f"victim {cell.victim_id}"):
+        with files.locked(self._file(cell, "lock"), f"victim {cell.victim_id}") as holder:
             try:
                 return self._read(cell, data, device, used)
             except files.DamagedVictimError as damage:
                 logger.warning("victim %s is rebuilt: %s", cell.victim_id, damage)
             except FileNotFoundError:
                 logger.info("victim %s is trained", cell.victim_id)
-            return self._train(cell, data, device, used, on_epoch)
+            return self._train(cell, data, device, used, lambda epoch, epochs: holder.tell(epoch=epoch, epochs=epochs))
 
     def scores(self, victim: Victim, scorer: Scorer) -> Scores:
         """The victim's own scores, computed once for each scoring set and kept beside it."""
@@ -178,15 +176,14 @@ class VictimStore:
         data: ImageTensors,
         device: torch.device,
         used: tuple[Attack, ...],
-        on_epoch: Callable[[int, int], None] | None,
+        on_epoch: Callable[[int, int], None],
     ) -> Victim:
         if cell.training is None:
             raise ValueError("expected a cell with training settings")
         poisoned = poisoned_training_set(cell, data, used)
         model = new_model(cell, data)
         seed = derive_seed("order", cell.dataset, cell.model, cell.seed)
-        progress = on_epoch or (lambda epoch, epochs: None)
-        report = train(model, poisoned.images, poisoned.labels, cell.training, device, seed, progress, poisoned.rows)
+        report = train(model, poisoned.images, poisoned.labels, cell.training, device, seed, on_epoch, poisoned.rows)
         # Tensors first: without the metadata that follow, they count as absent.
         sha256 = files.write_state(self._file(cell, "safetensors"), model.state_dict())
         meta = {

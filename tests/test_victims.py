@@ -238,6 +238,26 @@ def test_a_wait_names_the_holder(
     assert "second: waiting for process" in caplog.text
 
 
+def test_others_see_how_far_a_training_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, original, seen = VictimStore(tmp_path), victims.train, []
+    one = cell(training={"epochs": 3, "batch_size": 32})
+
+    def watched(*args: Any) -> Any:
+        *first, on_epoch, rows = args
+
+        def watch(epoch: int, epochs: int) -> None:
+            on_epoch(epoch, epochs)
+            seen.append((VictimStore(tmp_path).epochs(one), store.epochs(cell())))
+
+        seen.append((store.epochs(one), None))
+        return original(*first, watch, rows)
+
+    monkeypatch.setattr(victims, "train", watched)
+    store.get_or_train(one, data(), CPU)
+    assert seen == [(None, None), ((1, 3), None), ((2, 3), None), ((3, 3), None)]
+    assert store.epochs(one) is None
+
+
 def scorer(one: Cell, images: ImageTensors, seed: int = 0) -> Scorer:
     return Scorer(images, split_test(images, seed), cell_attacks(one, images), CPU)
 

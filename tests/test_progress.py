@@ -1,0 +1,40 @@
+"""The display of a running sweep, as lines."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from fake_cells import cell
+from rich.console import Console
+
+from bench import progress
+from bench.cells import Cell
+from bench.jobs import JobQueue
+from bench.progress import Progress
+
+
+def test_a_victim_in_training_tells_its_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    shown, done = io.StringIO(), iter([None, (3, 8)])
+    queue = JobQueue([cell()], lambda one: False, {})
+
+    def epochs(one: Cell) -> tuple[int, int] | None:
+        assert one.victim_id == cell().victim_id
+        return next(done)
+
+    with Progress(Console(file=shown, width=200), queue, 1, 0, 1, epochs) as display:
+        job = queue.next()
+        assert job is not None
+        assert job.kind == "victim"
+        queue.started(job)
+        display.started(job)
+        display.tick()
+        queue.finish(job, 1.0)
+        display.finished(job, "ok", 1.0)
+        following = queue.next()
+        assert following is not None
+        display.started(following)
+    lines = shown.getvalue().splitlines()
+    assert [line.rsplit("seed 0", 1)[1] for line in lines if "victim: " in line] == ["", ", 3 of 8 epochs"]
+    assert "epochs" not in lines[-1]
