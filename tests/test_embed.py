@@ -44,6 +44,17 @@ def test_a_plot_is_the_reports_figure(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "plot: found 'nothing'; expected one of: 1-gtsrb-acc-asr" in capsys.readouterr().err
 
 
+def test_a_table_is_the_reports() -> None:
+    text = embed("<!-- report: results/baselines 1_2_attack_cases -->\n<!-- /report -->\n", ROOT)
+    head, rule, *rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert "Neural Cleanse" in head
+    assert rule.count("---") == head.count("|") - 1
+    assert any(row.startswith("| BadNets") for row in rows)
+    assert re.search(r"\d+ records on .+; torch .+; commit .+\.\n<!-- /report -->", text)
+    with pytest.raises(UserError, match=r"report: found 'nothing'; expected one of: summary, .*1_2_attack_cases"):
+        embed("<!-- report: results/baselines nothing -->\n<!-- /report -->\n", ROOT)
+
+
 def test_a_block_without_records_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="found none in nowhere"):
         embed("<!-- records: nowhere rows: defense -->\n<!-- /records -->\n", tmp_path)

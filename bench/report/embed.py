@@ -8,6 +8,12 @@ A document holds blocks of the form
 and this command puts between the two lines the table of those records: a line for each value of the keys in
 ``rows``, with the range over its records. Blocks of the form
 
+    <!-- report: results/baselines 1_2_attack_cases -->
+    <!-- /report -->
+
+get the report's table of that name (``table`` in its ``tables.csv``): in the paper's layout, with intervals, marks and
+the published figures. Blocks of the form
+
     <!-- plot: results/engine 2-gtsrb-asr-spread -->
     <!-- /plot -->
 
@@ -43,7 +49,7 @@ from typing import Any
 
 from adapters.errors import UserError
 from bench.records import Record, RecordStore
-from bench.report import driver, faults, timings
+from bench.report import driver, faults, markdown, timings
 from bench.report.page import Drawn, compose
 from bench.report.rows import read
 
@@ -52,6 +58,7 @@ FAULTS = re.compile(r"(<!-- faults: (?P<folder>\S+) -->\n).*?(<!-- /faults -->)"
 DRIVER = re.compile(r"(<!-- driver: (?P<file>\S+) -->\n).*?(<!-- /driver -->)", re.DOTALL)
 PLOT = re.compile(r"(<!-- plot: (?P<folder>\S+) (?P<stem>\S+) -->\n).*?(<!-- /plot -->)", re.DOTALL)
 TIMING = re.compile(r"(<!-- timing: (?P<folder>\S+) (?P<what>\S+) -->\n).*?(<!-- /timing -->)", re.DOTALL)
+REPORT = re.compile(r"(<!-- report: (?P<folder>\S+) (?P<stem>\S+) -->\n).*?(<!-- /report -->)", re.DOTALL)
 SCORED = ("ok", "no_trigger_detected")
 
 
@@ -74,12 +81,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def embed(text: str, root: Path) -> str:
     """``text`` with every block filled from the records under ``root``."""
 
-    def fill(match: re.Match[str]) -> str:
-        folder = root / match["folder"]
-        records = RecordStore(folder).read()
-        if not records:
+    def records_of(match: re.Match[str]) -> list[Record]:
+        found = RecordStore(root / match["folder"]).read()
+        if not found:
             raise UserError(f"records: found none in {match['folder']}; expected a folder with records.jsonl")
-        return match[1] + table(records, match["rows"].split(",")) + match[4]
+        return found
+
+    def fill(match: re.Match[str]) -> str:
+        return match[1] + table(records_of(match), match["rows"].split(",")) + match[4]
+
+    def reported(match: re.Match[str]) -> str:
+        tables = _report_tables(root / match["folder"], match["stem"])
+        return f"{match[1]}{tables}\n\n{_source(records_of(match))}\n{match[4]}"
 
     def plot(match: re.Match[str]) -> str:
         return f"{match[1]}![{_caption(match)}]({_figure(match)})\n{match[4]}"
@@ -93,9 +106,23 @@ def embed(text: str, root: Path) -> str:
     def simulated(match: re.Match[str]) -> str:
         return match[1] + driver.table(root / match["file"]) + match[3]
 
-    for pattern, write in ((BLOCK, fill), (FAULTS, tell), (DRIVER, simulated), (PLOT, plot), (TIMING, timing)):
+    blocks = (
+        (BLOCK, fill), (REPORT, reported), (FAULTS, tell), (DRIVER, simulated), (PLOT, plot), (TIMING, timing),
+    )  # fmt: skip
+    for pattern, write in blocks:
         text = pattern.sub(write, text)
     return text
+
+
+def _report_tables(folder: Path, stem: str) -> str:
+    """The table ``stem`` of a folder's report as Markdown, one for each data set that has it."""
+    sections = compose(folder, read(folder), draw=False).groups
+    found = [(one.title, table) for one in sections for name, table in one.tables if name == stem]
+    if not found:
+        known = dict.fromkeys(name for one in sections for name, _ in one.tables)
+        raise UserError(f"report: found {stem!r}; expected one of: {', '.join(known)}")
+    several = len(sections) > 1
+    return "\n\n".join((f"**{title}**\n\n" if several else "") + markdown.table(one) for title, one in found)
 
 
 def _figures(folder: Path) -> dict[str, Drawn]:
@@ -148,7 +175,8 @@ def table(records: Sequence[Record], keys: Sequence[str]) -> str:
         figures = [_range((getattr(r, name) for r in scored), _percent) for name in ("acc", "asr")]
         lines.append([*names, runs, before, *figures, _range((r.seconds for r in scored), "{:.1f}".format)])
     body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return f"{body}\n\n{_source(records)}\n"
+    told = "ACC and ASR in %, median (lowest–highest); seconds are the defense's own."
+    return f"{body}\n\n{told} {_source(records)}\n"
 
 
 def _range(values: Iterable[float | None], write: Callable[[float], str]) -> str:
@@ -169,8 +197,7 @@ def _source(records: Sequence[Record]) -> str:
     devices = sorted({f"{source.device}, {source.threads} thread(s)" for source in sources})
     versions = sorted({f"torch {source.torch}" for source in sources})
     commits = sorted({source.commit[:7] for source in sources if source.commit})
-    what = f"{len(records)} records on {'; '.join(devices)}; {', '.join(versions)}; commit {', '.join(commits)}."
-    return f"ACC and ASR in %, median (lowest–highest); seconds are the defense's own. {what}"
+    return f"{len(records)} records on {'; '.join(devices)}; {', '.join(versions)}; commit {', '.join(commits)}."
 
 
 def _value(tree: Mapping[str, Any], key: str) -> str:

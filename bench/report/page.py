@@ -111,6 +111,15 @@ class Section:
     paper: tuple[Titled, ...]
     blocks: tuple[Block, ...]
 
+    @property
+    def tables(self) -> list[tuple[str, Table]]:
+        """Every table by name, what stands beside one as NAME_beside."""
+        found = [("summary", self.summary)]
+        for titled in self.paper:
+            found.append((titled.stem, titled.table))
+            found += [(f"{titled.stem}_beside", titled.beside)] if titled.beside else []
+        return found
+
 
 @dataclass(frozen=True)
 class Page:

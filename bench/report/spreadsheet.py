@@ -20,11 +20,7 @@ def figures(page: Page) -> str:
     bytes; ``text`` and ``published`` as the page shows them, in percent; ``marks`` by name."""
     lines: list[Sequence[object]] = [FIGURES_HEAD]
     for section in page.groups:
-        tables = [("summary", section.summary)]
-        for titled in section.paper:
-            tables.append((titled.stem, titled.table))
-            tables += [(f"{titled.stem}_beside", titled.beside)] if titled.beside else []
-        for name, table in tables:
+        for name, table in section.tables:
             lines += [(section.title, name, *line) for line in _figures(table)]
     return _written(lines)
 
