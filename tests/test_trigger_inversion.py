@@ -168,12 +168,26 @@ def test_a_class_is_done_when_its_trigger_no_longer_shrinks_and_the_cost_went_bo
         schedule.update(torch.tensor([success, True]), torch.tensor([5.0, 5.0]))
     assert schedule.active.tolist() == [True, True]
     schedule.update(torch.tensor([True, True]), torch.tensor([4.99, 5.0]))
+    assert schedule.active.tolist() == [True, True]  # two successes since its best
+    schedule.update(torch.tensor([True, True]), torch.tensor([4.98, 5.0]))
     assert schedule.active.tolist() == [False, True]  # the other's cost never fell
 
 
-@pytest.mark.parametrize(("rate", "steps"), [(0.995, 100), (0.9999, 3)])
+def test_a_class_that_fails_for_long_is_not_given_up() -> None:
+    """A weight that rose too fast may empty a mask; the large one before it is not what the search has found."""
+    schedule = CostSchedule(1, initial=0.1, factor=2.0, patience=1, early_stop=3)
+    for success in (True, True, *[False] * 30):
+        schedule.update(torch.tensor([success]), torch.tensor([500.0]))
+        assert schedule.active.all()
+    schedule.update(torch.tensor([True]), torch.tensor([20.0]))
+    for left in (True, True, False):
+        schedule.update(torch.tensor([True]), torch.tensor([20.0]))
+        assert schedule.active.tolist() == [left]
+
+
+@pytest.mark.parametrize(("rate", "steps"), [(0.995, 100), (0.9999, 6)])
 def test_a_trigger_that_shrinks_slowly_is_not_given_up(rate: float, steps: int) -> None:
-    """By half a percent a step it has shrunk by more than 1 % in three; by a hundredth of that it has not."""
+    """By half a percent a step it has shrunk by more than 1 % in three successes; by a fiftieth of that it has not."""
     schedule = CostSchedule(1, initial=0.1, factor=2.0, patience=1, early_stop=3)
     size, lasted = 50.0, 0
     for step in range(100):

@@ -12,9 +12,10 @@ class CostSchedule:
     A class starts at weight 0. After ``patience`` steps of success in a row it gets ``initial``; from then on
     ``patience`` successes in a row multiply it by ``factor``, as many failures divide it by ``factor``^1.5.
     A class is done when its weight has gone both ways and its smallest trigger has not shrunk by more than 1 % in the
-    last ``early_stop`` steps together; None: never. (The authors' code compares each step with the one before, so that
-    a trigger shrinking by a little less than its threshold at every step would be given up; its GTSRB example sets the
-    threshold to no shrinking at all.)
+    last ``early_stop`` steps of success together; None: never. (The authors' code compares each step with the one
+    before, so that a trigger shrinking by a little less than its threshold at every step would be given up; its GTSRB
+    example sets the threshold to no shrinking at all. It counts failures too: a class whose mask a weight raised too
+    fast has emptied would be given up before it has recovered, with the large mask it had before.)
     """
 
     SHRINKS = 0.99
@@ -45,12 +46,11 @@ class CostSchedule:
         self._failures[down] = 0
         self._raised |= up
         self._lowered |= down
-        self._stop_early(best)
+        self._stop_early(success, best)
 
-    def _stop_early(self, best: Tensor) -> None:
-        known = best.isfinite()
-        stuck = known & (best >= self.SHRINKS * self._smallest)
-        self._stuck = torch.where(stuck, self._stuck + 1, 0)
+    def _stop_early(self, success: Tensor, best: Tensor) -> None:
+        stuck = best >= self.SHRINKS * self._smallest
+        self._stuck = torch.where(stuck, self._stuck + success, 0)
         self._smallest = torch.where(stuck, self._smallest, best)  # as it was when it last shrank
         if self._early_stop is not None:
             self.active = self.active & ~(self._raised & self._lowered & (self._stuck >= self._early_stop))
