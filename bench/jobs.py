@@ -82,6 +82,14 @@ class JobQueue:
             else:
                 self._add_victim(Job("victim", jobs[0].cell, victim, victim), clean(jobs[0].cell))
 
+    def recall(self, seconds: Iterable[tuple[Cell, float]]) -> None:
+        """What cells of an earlier run took, for a first idea of what those of their families will.
+
+        Seconds of the defense alone will do: scoring makes little of a long cell, and short ones matter little.
+        """
+        for cell, took in seconds:
+            self.durations.add(Job("cell", cell, cell.id, cell.victim_id).family, took)
+
     def next(self) -> Job | None:
         """A job to start now, or None: there is none, or all that are left wait for a victim."""
         return heapq.heappop(self._victims)[2] if self._victims else self._longest()

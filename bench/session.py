@@ -39,6 +39,7 @@ class Session:
         self._mirror: Mirror | None = None
         if options.remote:
             self._mirror = self._store.mirror = Mirror(Remote(f"{options.remote}/{plan.name}"), folder)
+        self._earlier: list[Record] = []
         self._start = time.monotonic()
 
     def run(self) -> int:
@@ -93,6 +94,7 @@ class Session:
             records = {name: record for name, record in records.items() if name not in gone}
         elif failed:
             self._say(f"{len(failed)} cells failed in an earlier run; --retry-failed runs them again")
+        self._earlier = [records[cell.id] for cell in self._plan.cells if cell.id in records]
         return [cell for cell in self._plan.cells if cell.id not in records]
 
     def _dry_run(self, left: Sequence[Cell]) -> int:
@@ -120,14 +122,16 @@ class Session:
             checked.costs,
             lambda cell: victims.clean_model_to_train(cell, checked.shapes[cell.dataset]),
         )
+        queue.recall((record.cell, record.seconds) for record in self._earlier if record.seconds is not None)
         if queue.victims_left:
             check_writable(options.cache, "--cache")
         settings = engine.WorkerSettings(plan.data_root, options.cache, grant.threads, commit())
         self._say(f"{len(left)} cells to compute, {queue.victims_left} victims to train; {self._where(grant)}")
         began = time.monotonic()
         limit = options.max_concurrent if options.address else None
-        earlier = len(plan.cells) - len(left)
-        with Progress(self._console, queue, len(plan.cells), earlier, grant.workers, victims.epochs) as progress:
+        with Progress(
+            self._console, queue, len(plan.cells), len(self._earlier), grant.workers, victims.epochs
+        ) as progress:
             ledger = engine.run_sweep(queue, grant, settings, self._store, self._portable, progress, limit)
         shares = ledger.shares(grant.workers)
         busy = ""

@@ -175,3 +175,14 @@ def test_a_clean_model_with_cells_of_its_own_is_trained_once() -> None:
         queue.finish(last, 1.0)
         assert queue.finished()
         assert queue.victims_left == 0
+
+
+def test_what_an_earlier_run_took_orders_the_rest_of_it_and_tells_the_time_left() -> None:
+    names = ("none", "fine_tuning", "ibau")
+    cells = [cell(name, poison_ratio=ratio) for ratio in RATIOS for name in names]
+    queue = JobQueue(cells[3:], lambda one: True, {})
+    assert queue.seconds_left(2) is None
+    queue.recall(zip(cells[:3], (0.0, 30.0, 20.0), strict=True))
+    assert queue.seconds_left(2) == 2 * (0.0 + 30.0 + 20.0) / 2
+    jobs = [queue.next() for _ in range(6)]
+    assert [job.cell.defense["name"] for job in jobs if job] == [*["fine_tuning"] * 2, *["ibau"] * 2, *["none"] * 2]
