@@ -62,15 +62,16 @@ def choose_way(network: nn.Module, images: Tensor, labels: Tensor, mode: str, pr
     """
     modes = MODES if mode == "auto" else (cast(Mode, mode),)
     precisions = PRECISIONS if precision == "auto" else (cast(Precision, precision),)
-    faults = {}
+    faults = []
     for way in (Way(one, number) for number in precisions for one in modes):
         fault = _fault(network, images, labels, way)
         if fault is None:
             return way
-        faults[way] = f"{way.mode} in {way.precision}: {fault}"
+        faults.append(f"{way.mode} in {way.precision}: {fault}")
+    expected = "another model" if mode == precision == "auto" else "auto"
     raise UserError(
         f"cell.defense.grad_sample: found {mode!r} with precision {precision!r}, which does not work with this network"
-        f" ({'; '.join(faults.values())}); expected {'another model' if len(faults) == len(MODES) * 2 else 'auto'}"
+        f" ({'; '.join(faults)}); expected {expected}"
     )
 
 
