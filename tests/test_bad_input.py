@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_sweep
 import torch
+import yaml
 from fake_cells import record
 from PIL import Image
 
@@ -21,6 +22,8 @@ Tree = dict[str, Any]
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
+MERGES_ONCE = tuple(map(int, yaml.__version__.split(".")[:3])) >= (6, 0, 4)
+"""Since then PyYAML itself merges each key once, however often it is named: what is left is a file without a name."""
 
 
 @pytest.fixture
@@ -135,7 +138,7 @@ CASES: dict[str, tuple[Tree | str, str]] = {
     "merge keys without bound": (
         "a: &a {" + ", ".join(f"k{n}: 1" for n in range(999)) + "}\n"
         "b: &b {<<: [" + ", ".join(["*a"] * 99) + "]}\nc: &c {<<: [" + ", ".join(["*b"] * 99) + "]}\n",
-        "without bound",
+        "name: found nothing" if MERGES_ONCE else "without bound",
     ),
     "no mapping": ("- 1\n- 2\n", "expected a mapping"),
     "not text": ("name: \x00\n", "invalid YAML"),
