@@ -31,9 +31,13 @@ class Job:
 
     @cached_property
     def family(self) -> Family:
-        """Jobs of one family are expected to cost the same."""
-        size = self.cell.training if self.kind == "victim" else (self.cell.clean_size, str(self.cell.defense))
-        return Family(self.kind, f"{self.cell.dataset} {self.cell.model} {size}")
+        return family_of(self.kind, self.cell)
+
+
+def family_of(kind: Literal["victim", "cell"], cell: Cell) -> Family:
+    """Jobs of one family are expected to cost the same."""
+    size = cell.training if kind == "victim" else (cell.clean_size, str(cell.defense))
+    return Family(kind, f"{cell.dataset} {cell.model} {size}")
 
 
 class JobQueue:
@@ -88,7 +92,7 @@ class JobQueue:
         Seconds of the defense alone will do: scoring makes little of a long cell, and short ones matter little.
         """
         for cell, took in seconds:
-            self.durations.add(Job("cell", cell, cell.id, cell.victim_id).family, took)
+            self.durations.add(family_of("cell", cell), took)
 
     def next(self) -> Job | None:
         """A job to start now, or None: there is none, or all that are left wait for a victim."""

@@ -94,10 +94,14 @@ class Holder:
         self._path = path
         self._facts = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%H:%M:%S")}
 
-    def tell(self, **progress: int) -> None:
-        """Write the note anew, ``progress`` in it; a disk that takes no more is no reason to stop the work."""
+    def claim(self) -> None:
+        """Write the note; raises ``OSError`` where the disk takes none, before any work is done."""
+        self._path.write_text(json.dumps(self._facts))
+
+    def progress(self, epoch: int, epochs: int) -> None:
+        """Write the note anew; a disk that takes no more by now is no reason to stop the work."""
         with suppress(OSError):
-            self._path.write_text(json.dumps({**self._facts, **progress}))
+            self._path.write_text(json.dumps({**self._facts, "epoch": epoch, "epochs": epochs}))
 
     def forget(self) -> None:
         with suppress(OSError):
@@ -118,15 +122,16 @@ def locked(path: Path, purpose: str) -> Iterator[Holder]:
     The operating system frees the lock of a process that dies, so a holder's note left behind blocks nobody.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(path), Holder(path.with_suffix(".holder"))
+    lock, note = FileLock(path), path.with_suffix(".holder")
+    holder = Holder(note)
     while True:
         try:
             lock.acquire(timeout=WAIT_LOG_SECONDS, poll_interval=0.1)
             break
         except Timeout:
-            logger.info("%s: waiting for %s", purpose, _holder(path.with_suffix(".holder")))
+            logger.info("%s: waiting for %s", purpose, _holder(note))
     try:
-        holder.tell()
+        holder.claim()
         yield holder
     finally:
         holder.forget()

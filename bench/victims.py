@@ -111,7 +111,7 @@ class VictimStore:
                 logger.warning("victim %s is rebuilt: %s", cell.victim_id, damage)
             except FileNotFoundError:
                 logger.info("victim %s is trained", cell.victim_id)
-            return self._train(cell, data, device, used, lambda epoch, epochs: holder.tell(epoch=epoch, epochs=epochs))
+            return self._train(cell, data, device, used, holder.progress)
 
     def scores(self, victim: Victim, scorer: Scorer) -> Scores:
         """The victim's own scores, computed once for each scoring set and kept beside it."""

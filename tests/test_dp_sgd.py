@@ -67,12 +67,6 @@ def test_more_noise_is_more_private_and_more_steps_are_less() -> None:
     assert epsilon(epochs=1, noise_multiplier=4.0) < epsilon(epochs=1) < epsilon(epochs=2)
 
 
-def noiseless(bound: float, **settings: Any) -> DpSgd:
-    return DpSgd(
-        noise_multiplier=1e-12, max_grad_norm=bound, batch_size=100, lr=1.0, momentum=0.0, **settings
-    )  # fmt: skip
-
-
 def moved(bound: float, chosen: Tensor, way: Way) -> tuple[nn.Module, list[Tensor]]:
     """The untrained network, and how far one step without noise on ``chosen``, a batch of 100 on average, moves it."""
     defense = DpSgd(noise_multiplier=1e-12, max_grad_norm=bound, batch_size=100, lr=1.0, momentum=0.0)
