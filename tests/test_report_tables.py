@@ -158,6 +158,22 @@ def test_clean_label_lines_are_told_apart() -> None:
     assert beside.one_trigger(rows[2], 5000) == ("", "")
 
 
+def test_lines_tell_what_differs_in_training_and_no_more() -> None:
+    rows = [
+        from_record(case(training=fake.TRAINING | more)) for more in ({}, {"epochs": 3}, {"epochs": 3, "peak_lr": 0.5})
+    ]
+    apart, notes = cases.told_apart(cases.lines(rows, variants(rows)))
+    usual = f"training epochs {fake.TRAINING['epochs']}, training peak lr {fake.TRAINING['peak_lr']:g}"
+    assert sorted(apart) == sorted(
+        [
+            usual,
+            "training epochs 3, training peak lr 0.5",
+            f"training epochs 3, training peak lr {fake.TRAINING['peak_lr']:g}",
+        ]
+    )
+    assert not any("training" in note for note in notes)
+
+
 def test_repetitions_are_in_one_mean() -> None:
     rows = [from_record(case(**each)) for each in ({}, {"seed": 1}, {"run": 2})]
     (line,) = cases.lines(rows, variants(rows))

@@ -9,12 +9,13 @@ from typing import Any
 from bench import published
 from bench.report import beside, marks, names, tables
 from bench.report.groups import Estimate, by, estimate, ordered
-from bench.report.rows import Row, canonical
+from bench.report.rows import Row
 from bench.report.tables import Head, Table, Value, beneath, measured
 
 NO_DEFENSE = names.defense_name("none")
 INTERVAL_OF_SEEDS = "Beneath a figure: the 95 % interval of its mean over {} seeds."
 INTERVAL_OF_ONE = "Beneath a figure: the record's own 95 % interval."
+_TRAINING = "training "
 INTERVAL_OF_EITHER = (
     "Beneath a figure: the 95 % interval of its mean over seeds (×k: k of them), or for one seed the record's own."
 )
@@ -173,17 +174,22 @@ def attack_text(row: Row) -> str:
 def _facts(line: Line) -> dict[str, str]:
     """What tells one line from another, besides the attack."""
     row = line.first
-    training = row.cell.get("training")
     facts = {
         "checkpoint": row.checkpoint,
         "model": row.model,
         "poison ratio": names.ratio_name(row.poison_ratio),
         "n": names.plain(line.size),
-        "training": canonical(training) if training else "",
+        **_training(row),
         "clean label": _clean_label(row.cell.get("clean_label")),
         "mix": str(row.cell.get("mix") or ""),
     }
     return {key: text for key, text in facts.items() if text not in ("", "–")}
+
+
+def _training(row: Row) -> dict[str, str]:
+    """How the victim was trained, key by key: ``training epochs``, ``training batch size``, ..."""
+    training = row.cell.get("training") or {}
+    return {_TRAINING + key.replace("_", " "): names.text_of(value) for key, value in training.items()}
 
 
 def _clean_label(value: object) -> str:
@@ -197,7 +203,7 @@ def told_apart(found: Sequence[Line], hidden: frozenset[str] = frozenset()) -> t
     keys = [key for key in dict.fromkeys(key for each in facts for key in each) if key not in hidden]
     varying = [key for key in keys if len({each.get(key) for each in facts}) > 1]
     apart = [", ".join(_fact(key, each[key]) for key in varying if key in each) for each in facts]
-    shared = [_fact(key, facts[0][key]) for key in keys if key not in varying and key != "training"]
+    shared = [_fact(key, facts[0][key]) for key in keys if key not in varying and not key.startswith(_TRAINING)]
     shared += _recipe(found)
     return apart, [f"Everywhere: {', '.join(shared)}."] if shared and found else []
 
