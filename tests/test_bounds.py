@@ -22,6 +22,14 @@ def test_the_error_of_random_quadratics_is_under_the_bound(seed: int, steps: int
     assert implicit_error(problem, steps, solver_steps) <= bound * (1 + 1e-9) + 1e-12 * problem.constants.c3  # rounding
 
 
+@given(seed=st.integers(0, 10_000), steps=st.integers(1, 60))
+def test_the_error_is_under_the_bound_of_estimated_constants(seed: int, steps: int) -> None:
+    problem = quadratic(seed)
+    start = torch.zeros_like(problem.maximiser)
+    found = hypergradient_constants(problem.inner, problem.outer, problem.theta, problem.maximiser, points=[start])
+    assert implicit_error(problem, steps, steps) <= found.bound(steps).total * (1 + 1e-9) + 1e-12 * found.c3  # rounding
+
+
 @given(seed=st.integers(0, 10_000))
 def test_error_and_bound_vanish_together(seed: int) -> None:
     problem = quadratic(seed, condition=4.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -63,3 +64,17 @@ def test_a_block_without_records_is_one_line(tmp_path: Path) -> None:
 def test_an_unreadable_document_is_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none.md")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_how_loose_the_bounds_are_is_computed_from_the_records(tmp_path: Path) -> None:
+    rows = [
+        {"gap": 0.01, "bound": 0.5, "printed": 10.0},
+        {"gap": 0.02, "bound": 2.0, "printed": 400.0},
+        {"gap": 0.0, "bound": 0.02, "printed": 1.0},
+    ]
+    (tmp_path / "network_gap_clean.json").write_text(json.dumps({"rows": rows}))
+    text = embed(f"<!-- looseness: {tmp_path} -->\n<!-- /looseness -->", Path("/"))
+    assert "| Theorem 3, over n | 3 | 1.0 | 50.0 | 1.0e2× | 1000.0 | 1.0e4× |" in text
+    assert "over W" not in text
+    (tmp_path / "network_gap_clean.json").unlink()
+    assert "No gaps are committed" in embed(f"<!-- looseness: {tmp_path} -->\n<!-- /looseness -->", Path("/"))

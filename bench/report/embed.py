@@ -33,8 +33,13 @@ what became of injected faults (``bench.report.faults``). Blocks of the form
     <!-- driver: results/scale/driver.json -->
     <!-- /driver -->
 
-get the table of simulated sweeps in that file (``bench.report.driver``). ``--check`` writes nothing and exits with 1
-where a document is stale; whether a figure's bytes are, it does not say: they vary with fonts.
+get the table of simulated sweeps in that file (``bench.report.driver``). Blocks of the form
+
+    <!-- looseness: results/theory -->
+    <!-- /looseness -->
+
+say how many times the theorems' bounds are the measured gaps (``bench.report.looseness``). ``--check`` writes nothing
+and exits with 1 where a document is stale; whether a figure's bytes are, it does not say: they vary with fonts.
 """
 
 from __future__ import annotations
@@ -49,13 +54,14 @@ from typing import Any
 
 from adapters.errors import UserError
 from bench.records import Record, RecordStore
-from bench.report import driver, faults, markdown, timings
+from bench.report import driver, faults, looseness, markdown, timings
 from bench.report.page import Drawn, compose
 from bench.report.rows import read
 
 BLOCK = re.compile(r"(<!-- records: (?P<folder>\S+) rows: (?P<rows>\S+) -->\n).*?(<!-- /records -->)", re.DOTALL)
 FAULTS = re.compile(r"(<!-- faults: (?P<folder>\S+) -->\n).*?(<!-- /faults -->)", re.DOTALL)
 DRIVER = re.compile(r"(<!-- driver: (?P<file>\S+) -->\n).*?(<!-- /driver -->)", re.DOTALL)
+LOOSENESS = re.compile(r"(<!-- looseness: (?P<folder>\S+) -->\n).*?(<!-- /looseness -->)", re.DOTALL)
 PLOT = re.compile(r"(<!-- plot: (?P<folder>\S+) (?P<stem>\S+) -->\n).*?(<!-- /plot -->)", re.DOTALL)
 TIMING = re.compile(r"(<!-- timing: (?P<folder>\S+) (?P<what>\S+) -->\n).*?(<!-- /timing -->)", re.DOTALL)
 REPORT = re.compile(r"(<!-- report: (?P<folder>\S+) (?P<stem>\S+) -->\n).*?(<!-- /report -->)", re.DOTALL)
@@ -106,8 +112,12 @@ def embed(text: str, root: Path) -> str:
     def simulated(match: re.Match[str]) -> str:
         return match[1] + driver.table(root / match["file"]) + match[3]
 
+    def loose(match: re.Match[str]) -> str:
+        return match[1] + looseness.table(root / match["folder"]) + match[3]
+
     blocks = (
         (BLOCK, fill), (REPORT, reported), (FAULTS, tell), (DRIVER, simulated), (PLOT, plot), (TIMING, timing),
+        (LOOSENESS, loose),
     )  # fmt: skip
     for pattern, write in blocks:
         text = pattern.sub(write, text)

@@ -19,7 +19,7 @@ LEGEND = (
         "attack success rate: the share of triggered scoring images that get the label the attacker wants. Images "
         "whose true label is already the target are left out; all to all, label i counts as hit when it becomes i + 1.",
     ),
-    ("RA", "robust accuracy: the share of those same triggered images that get their true label."),
+    ("RA", "recovery accuracy: the share of those same triggered images that get their true label."),
     (
         "DER",
         "defense effectiveness rating: (max(0, drop in ASR) − max(0, drop in ACC) + 1) / 2, the drops taken against "

@@ -39,7 +39,7 @@ def looseness(rows: Sequence[Row], key: str = "bound") -> float:
     return float(statistics.median(row[key] / max(row["gap"], FLOOR) for row in rows))
 
 
-def _times(factor: float) -> str:
+def times_name(factor: float) -> str:
     """Two digits: 94, or 1.8e9."""
     return f"{factor:.0f}" if factor < 100 else f"{factor:.1e}".replace("e+0", "e").replace("e+", "e")
 
@@ -66,7 +66,7 @@ def _drawn(title: str, across: str, key: str, curves: Sequence[tuple[str, str, S
         axes.plot(here, middle, color=colour, marker=marker, ms=4, ls=dashes, lw=1.4, label=label)
         if column != "gap":
             axes.annotate(
-                f"× {_times(looseness(rows, column))}", (here[0], middle[0]), xytext=(0, 9),
+                f"× {times_name(looseness(rows, column))}", (here[0], middle[0]), xytext=(0, 9),
                 textcoords="offset points", color=colour,
             )  # fmt: skip
     axes.set_xscale("log")

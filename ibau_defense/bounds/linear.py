@@ -34,7 +34,7 @@ def linear_bound(
     xi: float = 0.05,
     form: Form = "derived",
 ) -> GeneralizationBound:
-    """Equation (5) and its terms.
+    """Equation (5), R̂_γ(θ) + 2 C_θ (χ + C_δ)/√n + 3√(ln(1/ξ)/(2n)), and its terms.
 
     **Statement against proof.** Appendix A.2.1 bounds the complexity of (x, y) ↦ ⟨θ, x + δ⟩, equation (23), and puts
     it in (22) where the complexity of the *loss* ℓ_γ ∘ (−M) ∘ θ belongs, so γ and the number of classes k are lost.

@@ -131,7 +131,8 @@ def network_bound(
     xi: float = 0.05,
     form: Form = "derived",
 ) -> GeneralizationBound:
-    """Equation (6) and its terms.
+    """Equation (6) and its terms: R̂_γ(θ) + 8/n + 48 ln(n) (‖X‖₂ + √n) √ln(2W(W + n)) / (γn) ·
+    Π s_i ϱ_i · (Σ (a_i/s_i)^{2/3})^{3/2} + 3√(ln(1/ξ)/(2n)), with the letters of the module's docstring.
 
     **Statement against proof.** ``printed`` is (6) with a_1 = a_0(1 + m_1 √n C_δ). Where C_δ > 0 its third term does
     not fall with n: a_1 grows with √n, ‖X‖ with √n and the denominator with n only, so that ln n is left and the bound
