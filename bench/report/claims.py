@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from bench.report import beside, cases, gaps, marks, names
+from bench.report import beside, gaps, marks, names, settings
 from bench.report.groups import by, estimate, ordered, variants
 from bench.report.rows import Row
 from bench.report.tables import Head, Table, Titled, Value
@@ -42,7 +42,7 @@ Claim = Callable[[Evidence], Verdict | None]
 
 def claims(scored: Sequence[Row]) -> Titled | None:
     """A line for each claim that the records bear on, and for each way I-BAU was run; None if there is none."""
-    rows, _ = cases.at_one_radius([row for row in scored if row.defense != "none"])
+    rows, _ = settings.at_one_radius([row for row in scored if row.defense != "none"])
     labels = variants(rows)
     named = by(rows, lambda row: labels[row.id])
     ours = [name for name in ordered(rows, labels) if named[name][0].defense == "ibau"]
@@ -63,7 +63,7 @@ def least_sensitive_to_poison_ratio(found: Evidence) -> Verdict | None:
     """Effective at every ratio, and its ASR varies no more than that of any defense effective at one of them."""
     spans, able = {}, {}
     for name, rows in found.rows.items():
-        kept, _ = cases.along(rows, "poison_ratio")
+        kept, _ = settings.along(rows, "poison_ratio")
         alike = by(kept, lambda row: row.victim_but("poison_ratio")).values()
         each = [[*by(members, lambda row: row.poison_ratio).values()] for members in alike]
         if each:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bench import published
-from bench.report import beside, cases, names
+from bench.report import beside, cases, names, settings
 from bench.report.groups import by, estimate, ordered, variants
 from bench.report.rows import Row
 from bench.report.tables import Head, Table, Titled, Value
@@ -25,7 +25,7 @@ BOUND = (
 def over_width(scored: Sequence[Row]) -> list[Row]:
     """I-BAU's records of victims alike but for the network, at one n."""
     rows = _measured(scored)
-    size = cases.setting(rows, "clean_size", published.CLEAN_SIZE)
+    size = settings.setting(rows, "clean_size", published.CLEAN_SIZE)
     alike = by((row for row in rows if row.clean_size == size), lambda row: row.victim_but("model", "training"))
     return [row for members in alike.values() if len({row.model for row in members}) > 1 for row in members]
 
@@ -62,8 +62,8 @@ def by_size(scored: Sequence[Row]) -> Titled | None:
 
 def _measured(scored: Sequence[Row]) -> list[Row]:
     rows = [row for row in scored if row.defense == "ibau" and "error_gap" in row.figures]
-    rows, _ = cases.at_one_radius([row for row in rows if row.one_trigger and row.clean_size is not None])
-    ratio = cases.setting(rows, "poison_ratio", published.POISON_RATIO)
+    rows, _ = settings.at_one_radius([row for row in rows if row.one_trigger and row.clean_size is not None])
+    ratio = settings.setting(rows, "poison_ratio", published.POISON_RATIO)
     return [row for row in rows if row.poison_ratio in (None, ratio)]
 
 
