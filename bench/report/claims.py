@@ -5,24 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
-from bench.report import beside, gaps, marks, names, settings
+from bench.report import effect, gaps, marks, names, settings
+from bench.report.effect import Verdict
 from bench.report.groups import by, estimate, ordered, variants
+from bench.report.names import DOES_NOT, HOLDS, IN_PART
 from bench.report.rows import Row
 from bench.report.tables import Head, Table, Titled, Value
 
-HOLDS, IN_PART, DOES_NOT = "holds", "holds in part", "does not hold here"
-FEW_IMAGES, TIMES_FASTER, RUNS = 100, 13, 3
+FEW_IMAGES, RUNS = 100, 3
 NOTE = (
     "Effective: mean ASR under 20 % and at most 10 points of ACC lost. A verdict is on these records alone, compares "
     "means, and is missing where they do not bear on the claim; intervals and conditions stand in the tables."
 )
-
-
-class Verdict(NamedTuple):
-    word: str
-    figures: str
 
 
 @dataclass(frozen=True)
@@ -31,6 +26,8 @@ class Evidence:
 
     ours: str
     rows: Mapping[str, Sequence[Row]]
+    timed: frozenset[str]
+    """The ids of the records that Table 6 is made of."""
 
     @property
     def others(self) -> list[str]:
@@ -46,11 +43,12 @@ def claims(scored: Sequence[Row]) -> Titled | None:
     labels = variants(rows)
     named = by(rows, lambda row: labels[row.id])
     ours = [name for name in ordered(rows, labels) if named[name][0].defense == "ibau"]
+    timed = frozenset(row.id for row in effect.chosen(scored)[0])
     others = {name: each for name, each in named.items() if each[0].defense != "ibau"}
     body = []
     for text, judge in CLAIMS:
         for name in ours:
-            verdict = judge(Evidence(name, {name: named[name], **others}))
+            verdict = judge(Evidence(name, {name: named[name], **others}, timed))
             if verdict:
                 body.append((Value(text, name if len(ours) > 1 else ""), Value(verdict.word), Value(verdict.figures)))
     heads = (Head("Claim", numeric=False), Head("Verdict", numeric=False), Head("Figures", numeric=False))
@@ -118,24 +116,9 @@ def more_stable_than_naive(found: Evidence) -> Verdict | None:
 
 
 def thirteen_times_faster(found: Evidence) -> Verdict | None:
-    """Mean seconds to effect in single-target cases, against the defense with the least; of one device."""
-    seconds = {}
-    for name, rows in found.rows.items():
-        as_they_come = [row for row in rows if row.one_trigger and not row.changed_trigger]
-        single = [row for row in as_they_come if row.target != beside.ALL_TO_ALL]
-        told = [row for row in single if "seconds_to_effect" in row.figures]
-        took = estimate(told, "seconds_to_effect")
-        if took and 2 * len(told) > len(single):
-            seconds[name] = took.mean
-    devices = {str(row.provenance.get("device", "")) for rows in found.rows.values() for row in rows}
-    ours = seconds.pop(found.ours, None)
-    if not ours or not seconds or len(devices) > 1:
-        return None
-    best = min(seconds, key=lambda name: seconds[name])
-    ratio = seconds[best] / ours
-    word = HOLDS if ratio >= TIMES_FASTER else IN_PART if ratio > 1 else DOES_NOT
-    times = f"{names.seconds_name(ours)} against {names.seconds_name(seconds[best])} of {best}"
-    return Verdict(word, f"{times}, {ratio:.1f} times; defenses that took effect in more than half of their cells")
+    """Seconds to effect on the cells shared with the quickest of Table 6's baselines, as under Table 6."""
+    timed = {name: [row for row in rows if row.id in found.timed] for name, rows in found.rows.items()}
+    return effect.speedup(timed[found.ours], {name: rows for name, rows in timed.items() if rows})
 
 
 def gap_falls_with_width(found: Evidence) -> Verdict | None:
@@ -153,7 +136,7 @@ CLAIMS: tuple[tuple[str, Claim], ...] = (
     ("Effective with 100 clean images (Table 5)", effective_at_few_images),
     ("The only defense effective in all settings (Section 7)", only_one_effective_everywhere),
     ("More stable than the naive heuristic (Figure 1)", more_stable_than_naive),
-    ("More than 13 times faster than the next (Table 6)", thirteen_times_faster),
+    ("More than 13 times faster than the most efficient baseline (abstract)", thirteen_times_faster),
     ("The error gap falls with the width (Table 7)", gap_falls_with_width),
     ("The error gap falls with the clean images (Table 8)", gap_falls_with_clean_images),
 )

@@ -24,7 +24,7 @@ def tables(group: Group) -> tuple[Titled, ...]:
         _several_triggers(sweep_files.of(scored, "table3")),
         _poison_ratios(sweep_files.of(scored, "table4", "table1")),
         _clean_sizes(sweep_files.of(scored, "table5", "table1")),
-        _seconds_to_effect(sweep_files.of(scored, "table6", "table1", "table2")),
+        _seconds_to_effect(scored),
         gaps.by_width(sweep_files.of(scored, "table7")),
         gaps.by_size(sweep_files.of(scored, "table8", "table7")),
         _radii(sweep_files.of(scored, "c_delta")),
@@ -83,11 +83,8 @@ def _along(scored: Sequence[Row], axis: str, title: tuple[str, str], write: Call
     return Titled(*title, table, cases.measures(found, labels))
 
 
-def _seconds_to_effect(all_rows: Sequence[Row]) -> Titled | None:
-    """Table 6: one-trigger one-target cases, of triggers as they come: its means go over them all."""
-    single = [row for row in all_rows if row.one_trigger and row.target != beside.ALL_TO_ALL]
-    scored = [row for row in single if not row.changed_trigger]
-    rows, notes = settings.at_the_papers([row for row in scored if row.defense != "none"])
+def _seconds_to_effect(scored: Sequence[Row]) -> Titled | None:
+    rows, notes = effect.chosen(scored)
     return effect.titled(rows, notes) if rows else None
 
 
