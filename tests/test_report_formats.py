@@ -18,7 +18,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.report import FORMATS, attachments, latex, marks, spreadsheet, sweep_files
+from bench.report import FORMATS, attachments, html, latex, markdown, marks, spreadsheet, sweep_files
 from bench.report.figures.series import series
 from bench.report.figures.spread import spread
 from bench.report.figures.tsne import layout
@@ -182,6 +182,17 @@ def test_a_budget_and_what_it_leaves_out_are_told(tmp_path: Path) -> None:
     assert page.reductions == (("table2", "one seed"),)
     assert ("budget", "small") in page.facts
     assert "one seed" in latex.render(page)
+
+
+def test_what_was_set_after_a_budget_is_told_with_it(tmp_path: Path) -> None:
+    record = fake.record(fake.cell())
+    digits = {"name": "table2", "reductions": "The digits.", "cells": []}
+    moved = {**digits, "overrides": ["cell.dataset=gtsrb", 3, "seeds=2"]}
+    (tmp_path / "sweep.json").write_text(json.dumps({"parts": [moved, moved, digits, {"name": "x", "overrides": "y"}]}))
+    page = page_of(tmp_path, record)
+    told = "The digits. (then set: cell.dataset=gtsrb, seeds=2)"
+    assert page.reductions == (("table2", told), ("table2", "The digits."))
+    assert all(told in render(page) for render in (html.render, markdown.render, latex.render))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"parts": 3}', '{"parts": [[]], "budget": []}'])
