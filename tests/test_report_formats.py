@@ -195,6 +195,12 @@ def test_what_was_set_after_a_budget_is_told_with_it(tmp_path: Path) -> None:
     assert all(told in render(page) for render in (html.render, markdown.render, latex.render))
 
 
+def test_parts_of_one_name_keep_their_records(tmp_path: Path) -> None:
+    parts = [{"name": "table2", "cells": ["a", "b"], "overrides": ["seeds=2"]}, {"name": "table2", "cells": ["c"]}]
+    (tmp_path / "sweep.json").write_text(json.dumps({"parts": parts}))
+    assert sweep_files.read(tmp_path).cells == {"table2": {"a", "b", "c"}}
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"parts": 3}', '{"parts": [[]], "budget": []}'])
 def test_a_file_that_is_no_sweeps_is_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "sweep.json").write_text(content)

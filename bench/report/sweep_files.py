@@ -33,7 +33,10 @@ def read(folder: Path) -> SweepFiles:
     known = tree if isinstance(tree, dict) else {}
     listed = known.get("parts")
     parts = [part for part in listed if isinstance(part, dict)] if isinstance(listed, list) else []
-    cells = {_text(part.get("name")): frozenset(map(str, _list(part.get("cells")))) for part in parts}
+    cells: dict[str, frozenset[str]] = {}
+    for part in parts:  # of one name, where the same file was run with other overrides
+        name = _text(part.get("name"))
+        cells[name] = cells.get(name, frozenset()).union(map(str, _list(part.get("cells"))))
     reductions = dict.fromkeys((_text(part.get("name")), _reduced(part)) for part in parts)
     return SweepFiles(_text(known.get("budget")), cells, tuple(each for each in reductions if each[1]))
 
