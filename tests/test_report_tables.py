@@ -126,6 +126,21 @@ def test_the_number_of_seeds_is_told_once_or_at_each_figure() -> None:
     assert any("over 3 seeds" in note for note in even.notes)
     odd = made(case("none"), case(seed=0), case(seed=1))["1_2_attack_cases"].table
     assert columns(odd, 0)["I-BAU", "ACC"].note.endswith("×2")
+    assert any("over seeds (×k: k of them), or for one seed the" in note for note in odd.notes)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "runs", "kind"),
+    [((0, 1, 2), (None,), "seeds"), ((0,), (None, 1, 2), "runs on one victim"), ((0, 1, 2), (None, 1), "repetitions")],
+)
+def test_runs_on_one_victim_are_not_called_seeds(seeds: list[int], runs: list[int | None], kind: str) -> None:
+    more = [{"seed": seed, "run": run} for seed in seeds for run in runs]
+    found = made(*(case(clean_size=size, **each) for size in (500, 5000) for each in more))
+    assert any(f"over {len(more)} {kind}." in note for note in found["8_clean_images"].table.notes)
+    titled = made(*(case(**each) for each in more), case("nad"))["1_2_attack_cases"]
+    assert any(f"over {kind} (×k: k of them), or for one {kind.split()[0][:-1]} the" in n for n in titled.table.notes)
+    assert titled.beside is not None
+    assert titled.beside.notes[0].startswith(f"Mean over {kind};")
 
 
 ALIKE_BUT = st.sampled_from(

@@ -100,7 +100,7 @@ def only_one_effective_everywhere(found: Evidence) -> Verdict | None:
 
 
 def more_stable_than_naive(found: Evidence) -> Verdict | None:
-    """Over runs that differ in the seed alone, its ASR ranges less than that of naive adversarial training."""
+    """Over runs that differ in seed or run alone, its ASR ranges less than that of naive adversarial training."""
     naive = next((rows for rows in found.rows.values() if rows[0].defense == "naive_uap"), None)
     if naive is None:
         return None

@@ -52,13 +52,13 @@ _BLOCKS = {
     ),
     "spread": (
         "Run-to-run spread",
-        "Every run of an attack case that differs in the seed alone, where there are three or more; the bar is the "
+        "Every run of an attack case that differs in seed or run alone, where there are three or more; the bar is the "
         "median, the line the range.",
     ),
     "sensitivity": (
         "Sensitivity",
         "The other axes as in the paper, or at their largest. Line: mean; band: its 95 % interval, over attack cases "
-        "and seeds or of the one record. A defense with one value of an axis has no line there.",
+        "and repetitions or of the one record. A defense with one value of an axis has no line there.",
     ),
     "gap": (
         "Error gap",
