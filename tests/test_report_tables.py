@@ -283,6 +283,23 @@ def test_tables_7_and_8_give_the_error_gap() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("models", "told", "untold"),
+    [
+        (("simplified_vgg",), "for simplified_vgg, a chain of layers, is above 100 %", "skips"),
+        (("resnet18",), "For resnet18 there is none: Theorem 3 is about chains", "100 %"),
+        (("simplified_vgg", "resnet18"), "For resnet18 there is none", "For simplified_vgg"),
+    ],
+)
+def test_why_no_bound_stands_beside_is_said_of_the_networks_there_are(
+    models: tuple[str, ...], told: str, untold: str
+) -> None:
+    titled = made(*(wm(model=model, clean_size=size) for model in models for size in (500, 5000)))["8_clean_images"]
+    (note,) = [note for note in titled.table.notes if note.startswith("No bound")]
+    assert told in note
+    assert untold not in note
+
+
 def test_the_error_gap_is_drawn_over_width_and_over_n() -> None:
     networks = [wm(model=name) | {"error_gap": 0.0035} for name in ("densenet121", "resnet18", "googlenet")]
     sizes = [wm(model="resnet18", clean_size=size) | {"error_gap": 0.01} for size in (500, 2500)]
