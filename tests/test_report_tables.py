@@ -52,9 +52,24 @@ def test_attack_cases_stand_in_the_papers_order_with_its_figures_beside() -> Non
 
 def test_no_figure_of_the_paper_stands_beside_another_setting() -> None:
     rows = [case(), case(radius=2.5), case(model="resnet18"), case(clean_label=True), case(dataset="digits")]
-    assert [beside.one_trigger(from_record(row), 5000)[0] for row in rows] == ["99.38", "", "", "", ""]
+    rows += [case(target=0), case(poison_ratio=0.1)]
+    assert [beside.one_trigger(from_record(row), 5000)[0] for row in rows] == ["99.38", *[""] * 6]
     assert beside.one_trigger(from_record(case()), 100) == ("", "")
     assert beside.one_trigger(from_record(case("fine_tuning")), 5000) == ("", "")
+
+
+def test_the_papers_seconds_and_gaps_stand_beside_its_own_setting_alone() -> None:
+    same = from_record(case())
+    assert beside.effect([same, from_record(case(attack="blend", target=1))]) == "7.84"
+    others = ({"target": 0}, {"clean_size": 500}, {"poison_ratio": 0.05}, {"radius": 2.5}, {"target": "all_to_all"})
+    for change in (*others, {"attack": "sig"}, {"model": "resnet18"}):
+        assert beside.effect([same, from_record(case(**change))]) == ""
+    gaps = [from_record(wm(model="resnet18", target=target) | {"error_gap": 0.01}) for target in (2, 8)]
+    assert [beside.gap(row) for row in gaps] == ["0.35", ""]
+
+
+def test_how_the_papers_ibau_was_taken_is_said() -> None:
+    assert "at the round whose ACC is about that of the most effective baseline" in beside.MEANING
 
 
 def test_what_has_to_be_said_of_the_papers_figure_is_said() -> None:

@@ -19,7 +19,8 @@ BASELINES = ("neural_cleanse", "deep_inspect", "tabor", "fine_pruning", "nad")
 HEADS = ("Seconds to effect", "× I-BAU", "Cells with effect", "Seconds in all", "Passes an image")
 MEANING = (
     "Effect: the first round with ASR under 20 % and at most 10 points of ACC lost. Mean over the cells that took "
-    "effect, smallest to largest beneath; ours on the devices named above, the paper's on its authors' GPU."
+    "effect, smallest to largest beneath; ours on the devices named above, the paper's over its seven cases, on its "
+    "authors' GPU."
 )
 
 
@@ -52,25 +53,25 @@ def titled(rows: Sequence[Row], notes: Sequence[str]) -> Titled:
 
 def _line(label: str, rows: Sequence[Row], ratio: tuple[float, int] | None) -> tuple[Value, ...]:
     told = _effective(rows)
-    took = replace(measured(told, FIGURE, names.seconds_name), published=beside.effect(rows[0]))
+    took = replace(measured(told, FIGURE, names.seconds_name), published=beside.effect(rows))
     share = Value(f"{len(told)} of {len(rows)}", sort=len(told) / len(rows))
     return (
         Value(label),
         took,
-        _ratio(rows[0], ratio),
+        _ratio(rows, ratio),
         share,
         measured(rows, "seconds", names.seconds_name),
         _images(rows),
     )
 
 
-def _ratio(row: Row, found: tuple[float, int] | None) -> Value:
+def _ratio(rows: Sequence[Row], found: tuple[float, int] | None) -> Value:
     """Our multiple, on how many cells, and the paper's."""
     theirs = ""
-    if beside.effect(row):
-        name = beside.original(row.dataset)
-        mine, own = (published.seconds_to_effect(name, one) for one in (row.defense, "ibau"))
-        theirs = f"{mine / own:.1f}{beside.signs(row)}" if mine and own else ""
+    if beside.effect(rows):
+        name = beside.original(rows[0].dataset)
+        mine, own = (published.seconds_to_effect(name, one) for one in (rows[0].defense, "ibau"))
+        theirs = f"{mine / own:.1f}{beside.signs_of(rows)}" if mine and own else ""
     if found is None:
         return Value("–", published=theirs)
     cells = "" if found[0] == 1 else f"{found[1]} {'cell' if found[1] == 1 else 'cells'}"
