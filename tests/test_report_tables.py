@@ -377,6 +377,25 @@ def assigned(parts: dict[str, list[dict[str, Any]]]) -> list[Row]:
     return sweep_files.assign(rows, sweep_files.SweepFiles("", cells, ()))
 
 
+def test_the_rounds_of_figure_1_are_its_curves() -> None:
+    runs = [case(run=run, seed=0) for run in (None, 1, 2)]
+    (group,) = groups(assigned({"figure1": runs, "table8": [case(model="resnet18")]}))
+    with style.drawing():
+        drawn = {plot.stem: plot.figure.axes[0].lines for plot in figures.draw(group) if plot.section == "rounds"}
+    assert list(drawn) == ["asr-rounds-figure1", "acc-rounds-figure1"]
+    assert [len(lines) for lines in drawn.values()] == [3, 3]
+    assert list(drawn["asr-rounds-figure1"][0].get_xdata()) == [0, 1, 2, 3]
+
+
+def test_studies_without_table_1_and_6_have_the_trade_off_and_the_seconds_all_the_same() -> None:
+    (group,) = groups(assigned({"table4": [wm(), wm(poison_ratio=0.05)], "table5": [wm("nad"), wm(clean_size=100)]}))
+    found = {titled.stem: titled.table for titled in paper.tables(group)}
+    assert [row[0].text for row in found["6_seconds_to_effect"].rows] == ["NAD", "I-BAU"]
+    assert any("poison ratio 20 % and n = 5,000" in note for note in found["6_seconds_to_effect"].notes)
+    with style.drawing():
+        assert "trade-off" in {plot.section for plot in figures.draw(group)}
+
+
 def test_a_table_takes_the_records_of_its_own_sweep_file() -> None:
     ablated = case(defense={"name": "ibau", "recipe": "paper"})
     rows = assigned({"table2": [case()], "ablation": [ablated]})

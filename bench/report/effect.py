@@ -33,7 +33,7 @@ class Verdict(NamedTuple):
 
 def chosen(scored: Sequence[Row]) -> tuple[list[Row], list[str]]:
     """Table 6's rows: one-trigger one-target cases, triggers as they come, at the paper's setting; and notes."""
-    rows = [row for row in sweep_files.of(scored, "table6", "table1", "table2") if row.defense != "none"]
+    rows = [row for row in sweep_files.of_any(scored, "table6", "table1", "table2") if row.defense != "none"]
     single = [row for row in rows if row.one_trigger and row.target != beside.ALL_TO_ALL]
     return settings.at_the_papers([row for row in single if not row.changed_trigger])
 

@@ -58,6 +58,11 @@ def of(rows: Sequence[Row], *names: str) -> list[Row]:
     return chosen or [row for row in rows if not any(part.startswith(STUDIES) for part in row.parts)]
 
 
+def of_any(rows: Sequence[Row], *names: str) -> list[Row]:
+    """As ``of``, and where that leaves none, all rows: for what every study can fill."""
+    return of(rows, *names) or list(rows)
+
+
 def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 

@@ -11,8 +11,9 @@ from bench.report.rows import Row, number
 MOST_TRACES = 60
 
 
-def traces(series: Series) -> list[Plot]:
-    """ASR and ACC after each round, from the victim at round 0; a thin line a record."""
+def traces(series: Series, study: str = "") -> list[Plot]:
+    """ASR and ACC after each round, from the victim at round 0; a thin line a record. ``study``: whose records, if of
+    one figure of the paper."""
     with_rounds = {
         label: kept for label, rows in series.rows.items() if (kept := [row for row in rows if _trace(row, "asr")])
     }
@@ -22,7 +23,7 @@ def traces(series: Series) -> list[Plot]:
     plots = []
     for metric in ("asr", "acc"):
         name = names.METRIC_NAMES[metric]
-        axes = frame(f"{name} round by round", with_rounds)
+        axes = frame(", ".join(filter(None, [f"{name} round by round", study])), with_rounds)
         seen = [0.95]
         for label, rows in with_rounds.items():
             colour, marker, _ = series.looks[label]
@@ -39,9 +40,9 @@ def traces(series: Series) -> list[Plot]:
         axes.set_ylim(*metric_axis(axes.yaxis, metric, seen))
         name_axes(axes, "round (0: before the defense)", f"{name}, %")
         style.legend(axes, [style.clean(label) for label in with_rounds])
-        plots.append(
-            Plot(f"{metric}-rounds", "rounds", f"{name} after each round, a line for each record", axes.figure)
-        )
+        stem = "-".join(filter(None, [f"{metric}-rounds", study.lower().replace(" ", "")]))
+        told = ", ".join(filter(None, [f"{name} after each round", study, "a line for each record"]))
+        plots.append(Plot(stem, "rounds", told, axes.figure))
     return plots
 
 
