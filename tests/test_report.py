@@ -223,6 +223,17 @@ def test_the_papers_marks() -> None:
     assert found["ibau"] == ([marks.COMPARABLE], [marks.COMPARABLE])
 
 
+def test_a_control_is_not_the_best_of_the_baselines() -> None:
+    """And where there is no baseline, I-BAU is comparable to none."""
+    control, mine = marks.Outcome("fine_tuning", 0.9, 0.0, 0.9), marks.Outcome("mine", 0.9, 0.0, 0.9)
+    ours, baseline = marks.Outcome("ibau", 0.85, 0.05, 0.9), marks.Outcome("tabor", 0.85, 0.05, 0.9)
+    found = marks.mark({"control": control, "mine": mine, "tabor": baseline, "ibau": ours}, "cifar10")
+    assert found["control"] == found["mine"] == ([], [])
+    assert found["tabor"] == ([marks.BEST], [marks.BEST])
+    assert found["ibau"] == ([marks.COMPARABLE], [marks.COMPARABLE])
+    assert marks.mark({"control": control, "ibau": ours}, "cifar10")["ibau"] == ([], [])
+
+
 def test_a_record_tells_how_to_make_it_again(tmp_path: Path) -> None:
     file = tmp_path / "first.yaml"
     file.write_text(
