@@ -85,6 +85,22 @@ def test_the_only_one_effective_everywhere(
     assert verdict(ONLY, *rows[:2]) is None
 
 
+def test_the_only_one_is_compared_where_both_ran_and_with_baselines_alone() -> None:
+    """TABOR works wherever it ran, in some of the settings in which I-BAU works too; a control decides nothing."""
+    attacks = ("badnets", "blend", "smooth", "sig")
+    ours = [case("ibau", 0.9 if attack == "sig" else 0.0, attack=attack) for attack in attacks]
+    tabor = [case("tabor", 0.0, attack=attack) for attack in attacks[:2]]
+    nad = [case("nad", 0.9, attack=attack) for attack in (*attacks, "wanet")]
+    control = [case("fine_tuning", 0.0, attack=attack) for attack in attacks]
+    found = claims([*ours, *tabor, *nad, *control])
+    assert found is not None
+    (line,) = [[value.text for value in row[1:]] for row in found.table.rows if ONLY in row[0].text]
+    told = "effective in: I-BAU 3 of 4; TABOR 2 of 2 (there I-BAU 2); NAD 0 of 4"
+    assert line == [IN_PART, f"{told}; not among the paper's baselines: Fine-tuning 4 of 4"]
+    assert verdict(ONLY, *ours[:3], *nad[3:], *control) is None  # NAD ran elsewhere
+    assert verdict(ONLY, *ours[:3], *nad, *control) == HOLDS
+
+
 def test_stability_is_compared_case_by_case_over_runs() -> None:
     def runs(name: str, spread: float, attack: str) -> list[Row]:
         return [case(name, 0.1 + spread * k, attack=attack, seed=k) for k in range(3)]

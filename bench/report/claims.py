@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from bench import published
 from bench.report import effect, gaps, marks, names, settings
 from bench.report.effect import Verdict
 from bench.report.groups import by, estimate, ordered, variants
@@ -35,6 +36,8 @@ class Evidence:
 
 
 Claim = Callable[[Evidence], Verdict | None]
+_Setting = tuple[str, float | None]
+"""A victim, but for its seed, and n."""
 
 
 def claims(scored: Sequence[Row]) -> Titled | None:
@@ -86,17 +89,20 @@ def effective_at_few_images(found: Evidence) -> Verdict | None:
 
 
 def only_one_effective_everywhere(found: Evidence) -> Verdict | None:
-    """Effective in all settings, where every other defense fails in some of those it ran in."""
-    counts = {name: _count(rows) for name, rows in found.rows.items()}
-    able, of = counts.pop(found.ours)
-    counts = {name: each for name, each in counts.items() if each[1] > 1}
-    if of < 2 or not counts:
+    """Effective in all settings, where every one of the paper's baselines fails in some that both ran in."""
+    ours = _outcomes(found.rows[found.ours])
+    shared = {name: _outcomes(found.rows[name], ours.keys()) for name in found.others}
+    shared = {name: each for name, each in shared.items() if len(each) > 1}
+    rivals = [name for name in shared if found.rows[name][0].defense in published.BASELINES]
+    if not rivals:
         return None
-    told = "; ".join(f"{name} {good} of {all_}" for name, (good, all_) in counts.items())
-    alone = all(good < all_ for good, all_ in counts.values())
-    ahead = all(good / all_ <= able / of for good, all_ in counts.values())
-    word = HOLDS if able == of and alone else IN_PART if ahead else DOES_NOT
-    return Verdict(word, f"effective in: {found.ours} {able} of {of}; {told}")
+    alone = all(ours.values()) and not any(all(shared[name].values()) for name in rivals)
+    ahead = all(sum(shared[name].values()) <= sum(ours[key] for key in shared[name]) for name in rivals)
+    told = {name: _told(each, ours, found.ours) for name, each in shared.items()}
+    figures = "; ".join([f"{found.ours} {_told(ours, ours, '')}", *(f"{name} {told[name]}" for name in rivals)])
+    beside = ", ".join(f"{name} {text}" for name, text in told.items() if name not in rivals)
+    more = f"; not among the paper's baselines: {beside}" if beside else ""
+    return Verdict(HOLDS if alone else IN_PART if ahead else DOES_NOT, f"effective in: {figures}{more}")
 
 
 def more_stable_than_naive(found: Evidence) -> Verdict | None:
@@ -162,15 +168,26 @@ def _few(row: Row) -> bool:
     return row.clean_size is not None and row.clean_size <= FEW_IMAGES
 
 
-def _settings(rows: Sequence[Row]) -> dict[tuple[str, float | None], list[Row]]:
+def _settings(rows: Sequence[Row]) -> dict[_Setting, list[Row]]:
     """The repetitions of each victim and n."""
     return by(rows, lambda row: (row.victim_key, row.clean_size))
 
 
+def _outcomes(rows: Sequence[Row], among: Collection[_Setting] | None = None) -> dict[_Setting, bool]:
+    """Whether the defense is effective in each setting, or in each of those that are ``among``."""
+    return {key: _effective(each) for key, each in _settings(rows).items() if among is None or key in among}
+
+
+def _told(outcomes: Mapping[_Setting, bool], ours: Mapping[_Setting, bool], name: str) -> str:
+    """``3 of 4``; of fewer settings than ours with what I-BAU, ``name``, does in these."""
+    there = f" (there {name} {sum(ours[key] for key in outcomes)})" if len(outcomes) < len(ours) else ""
+    return f"{sum(outcomes.values())} of {len(outcomes)}{there}"
+
+
 def _count(rows: Sequence[Row]) -> tuple[int, int]:
     """In how many settings the defense is effective, of how many."""
-    each = _settings(rows).values()
-    return sum(map(_effective, each)), len(each)
+    outcomes = _outcomes(rows)
+    return sum(outcomes.values()), len(outcomes)
 
 
 def _effective(rows: Sequence[Row]) -> bool:
