@@ -87,12 +87,13 @@ BESIDE = "RA, DER, time, memory and passes of the same cells"
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure as files: ``svg`` and ``png`` are their bytes."""
+    """A figure as files: ``svg`` and ``png`` are their bytes. ``note``: what it leaves out."""
 
     stem: str
     label: str
     svg: bytes
     png: bytes
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def _blocks(group: groups.Group, place: int) -> tuple[Block, ...]:
         found = []
         for plot in figures.draw(group):
             svg, png = style.save(plot.figure)
-            found.append((plot.section, Drawn(_stem(group, plot.stem, place), plot.label, svg, png)))
+            found.append((plot.section, Drawn(_stem(group, plot.stem, place), plot.label, svg, png, plot.note)))
     blocks = [
         Block(title, caption, tuple(drawn for where, drawn in found if where == name))
         for name, (title, caption) in _BLOCKS.items()

@@ -66,7 +66,8 @@ def curve(shown: Series, along: Along, metric: str, axis: Axis, section: str = "
     name_axes(axes, title, f"{metric_name}, %")
     style.legend(axes, [style.clean(label) for label in along])
     stem = f"{metric}-by-{name}".replace("_", "-")
-    return Plot(stem, section, f"{metric_name} against {title}, a line for each defense", axes.figure)
+    told = f"{metric_name} against {title}, a line for each defense"
+    return Plot(stem, section, told, axes.figure, shown.note())
 
 
 def _ticks_at(axes: Any, values: Sequence[float], write: Callable[[float | None], str]) -> None:
