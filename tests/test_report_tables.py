@@ -204,6 +204,11 @@ def test_lines_tell_what_differs_in_training_and_no_more() -> None:
     assert not any("training" in note for note in notes)
 
 
+def test_training_that_is_no_mapping_stops_nothing() -> None:
+    row = from_record(case(training=True))
+    assert cases.told_apart(cases.lines([row], variants([row])))[0] == [""]
+
+
 def test_repetitions_are_in_one_mean() -> None:
     rows = [from_record(case(**each)) for each in ({}, {"seed": 1}, {"run": 2})]
     (line,) = cases.lines(rows, variants(rows))

@@ -155,7 +155,9 @@ def _facts(line: Line) -> dict[str, str]:
 
 def _training(row: Row) -> dict[str, str]:
     """How the victim was trained, key by key: ``training epochs``, ``training batch size``, ..."""
-    training = row.cell.get("training") or {}
+    training = row.cell.get("training")
+    if not isinstance(training, dict):
+        return {}
     return {_TRAINING + key.replace("_", " "): names.text_of(value) for key, value in training.items()}
 
 
