@@ -22,14 +22,13 @@ from adapters import attacks, datasets
 from adapters.attacks.spectrum import log_spectrum
 from adapters.errors import UserError
 from adapters.protocols import ImageTensors
+from bench import published
 from bench.cells import Cell, Training
 from bench.report import style
 from bench.report.names import attack_name
 from bench.training import default_training
 from bench.victims import VictimStore
 
-TARGETS = {"badnets": 8, "blend": 1, "l0_inv": 0, "l2_inv": 0, "smooth": 6, "trojan_sq": 2, "trojan_wm": 2}
-"""The targets of the paper's Figure 2; 0 for other triggers, and the remainder where there are fewer classes."""
 COLUMNS = ("clean", "triggered", "difference", "spectrum, clean", "spectrum, triggered")
 IMAGES = 256
 """Test images behind the spectra and the figures."""
@@ -117,7 +116,7 @@ def gallery(data: ImageTensors, options: Options) -> list[Row]:
     store = VictimStore(options.cache)
     rows = []
     for name in options.triggers:
-        target = TARGETS.get(name, 0) % data.num_classes
+        target = published.TARGETS.get(name, 0) % data.num_classes
         cell = Cell(
             dataset=options.dataset,
             model="simplified_vgg",

@@ -22,6 +22,10 @@ MODEL = "simplified_vgg"
 POISON_RATIO = 0.2
 CLEAN_SIZE = 5000
 RADIUS = 10.0
+BASELINES = ("neural_cleanse", "deep_inspect", "tabor", "fine_pruning", "nad", "dp_sgd")
+"""The six defenses that the paper compares I-BAU with."""
+TARGETS = {"badnets": 8, "blend": 1, "l0_inv": 0, "l2_inv": 0, "smooth": 6, "trojan_sq": 2, "trojan_wm": 2}
+"""Figure 2: the target of each trigger in the one-trigger cases, on both data sets."""
 
 
 @dataclass(frozen=True)

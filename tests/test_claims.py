@@ -7,7 +7,9 @@ from typing import Any
 import fake_records as fake
 import pytest
 
-from bench.report.claims import DOES_NOT, HOLDS, IN_PART, claims
+from bench.report import effect
+from bench.report.claims import claims
+from bench.report.names import DOES_NOT, HOLDS, IN_PART
 from bench.report.rows import Row, from_record
 
 RATIO, FEW, ONLY, STABLE, FASTER, WIDTH, SIZE = (
@@ -83,6 +85,22 @@ def test_the_only_one_effective_everywhere(
     assert verdict(ONLY, *rows[:2]) is None
 
 
+def test_the_only_one_is_compared_where_both_ran_and_with_baselines_alone() -> None:
+    """TABOR works wherever it ran, in some of the settings in which I-BAU works too; a control decides nothing."""
+    attacks = ("badnets", "blend", "smooth", "sig")
+    ours = [case("ibau", 0.9 if attack == "sig" else 0.0, attack=attack) for attack in attacks]
+    tabor = [case("tabor", 0.0, attack=attack) for attack in attacks[:2]]
+    nad = [case("nad", 0.9, attack=attack) for attack in (*attacks, "wanet")]
+    control = [case("fine_tuning", 0.0, attack=attack) for attack in attacks]
+    found = claims([*ours, *tabor, *nad, *control])
+    assert found is not None
+    (line,) = [[value.text for value in row[1:]] for row in found.table.rows if ONLY in row[0].text]
+    told = "effective in: I-BAU 3 of 4; TABOR 2 of 2 (there I-BAU 2); NAD 0 of 4"
+    assert line == [IN_PART, f"{told}; not among the paper's baselines: Fine-tuning 4 of 4"]
+    assert verdict(ONLY, *ours[:3], *nad[3:], *control) is None  # NAD ran elsewhere
+    assert verdict(ONLY, *ours[:3], *nad, *control) == HOLDS
+
+
 def test_stability_is_compared_case_by_case_over_runs() -> None:
     def runs(name: str, spread: float, attack: str) -> list[Row]:
         return [case(name, 0.1 + spread * k, attack=attack, seed=k) for k in range(3)]
@@ -95,14 +113,32 @@ def test_stability_is_compared_case_by_case_over_runs() -> None:
     assert verdict(STABLE, *one[:5]) is None  # two runs show no spread
 
 
-@pytest.mark.parametrize(("theirs", "expected"), [(26.0, HOLDS), (25.9, IN_PART), (2.0, DOES_NOT)])
-def test_times_faster_than_the_fastest_that_works(theirs: float, expected: str) -> None:
+@pytest.mark.parametrize(("theirs", "expected"), [(26.1, HOLDS), (26.0, IN_PART), (2.0, DOES_NOT)])
+def test_times_faster_than_the_quickest_baseline(theirs: float, expected: str) -> None:
     ours = case("ibau", seconds_to_effect=2.0)
     useless = [case("fine_pruning", 0.9, attack=a, seconds_to_effect=None) for a in ("badnets", "blend")]
     everywhere = case("nad", 0.0, target="all_to_all", seconds_to_effect=0.1)  # not a single-target case
     rows = [ours, case("nad", seconds_to_effect=theirs), case("tabor", seconds_to_effect=99.0), *useless, everywhere]
     assert verdict(FASTER, *rows) == expected
     assert verdict(FASTER, ours, *useless) is None
+
+
+def test_one_verdict_on_the_times_faster_in_both_places() -> None:
+    """Only shared cells at the paper's setting count, and no control decides."""
+    ours = [case("ibau", seconds_to_effect=2.0, seed=seed) for seed in (0, 1)]
+    here = [case("ibau", seconds_to_effect=90.0, clean_size=100), case("nad", seconds_to_effect=9.0, clean_size=100)]
+    theirs = [case("nad", seconds_to_effect=20.0), case("nad", 0.9, seconds_to_effect=None, seed=1)]
+    control = case("fine_tuning", seconds_to_effect=4.0)
+    rows = [*ours, *here, *theirs, case("nad", seconds_to_effect=1.0, attack="blend"), control]
+    told = "10.0× (NAD, the quickest of 1 of the 5 baselines in the paper's Table 6, 1 shared cell); not among them: "
+    told += "Fine-tuning 2.0×"
+    found = claims(rows)
+    assert found is not None
+    (line,) = [[value.text for value in row[1:]] for row in found.table.rows if FASTER in row[0].text]
+    assert line == [IN_PART, told]
+    notes = effect.titled(*effect.chosen(rows)).table.notes
+    assert [note for note in notes if note.endswith(f"Here: {told}. The claim {IN_PART}.")]
+    assert verdict(FASTER, *ours, control) is None
 
 
 def test_seconds_of_several_devices_are_not_compared() -> None:

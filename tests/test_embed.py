@@ -6,11 +6,13 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
+import fake_cells
 import pytest
 
 from adapters.errors import UserError
-from bench.report.embed import embed, main
+from bench.report.embed import embed, main, table
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,6 +56,32 @@ def test_a_table_is_the_reports() -> None:
     assert re.search(r"\d+ records on .+; torch .+; commit .+\.\n<!-- /report -->", text)
     with pytest.raises(UserError, match=r"report: found 'nothing'; expected one of: summary, .*1_2_attack_cases"):
         embed("<!-- report: results/baselines nothing -->\n<!-- /report -->\n", ROOT)
+
+
+@pytest.mark.parametrize(
+    ("cells", "records", "head"),
+    [
+        ({"clean_size": 50}, {}, "clean size"),
+        ({"radius": 2.5}, {}, "radius"),
+        ({"dataset": "gtsrb"}, {}, "dataset"),
+        ({"seed": 1}, {"data": "b" * 16}, "content"),
+        ({"seed": 1}, {"split": 2}, "split"),
+    ],
+)
+def test_what_must_not_be_averaged_has_a_line_of_its_own(
+    cells: dict[str, Any], records: dict[str, Any], head: str
+) -> None:
+    one = fake_cells.record().model_copy(update={"data": "a" * 16, "split": 1})
+    other = fake_cells.record(**cells).model_copy(update={"data": "a" * 16, "split": 1} | records)
+    first, _, *lines = table([one, other], ["defense"]).split("\n\n")[0].splitlines()
+    assert first.startswith(f"| defense | {head} | runs |")
+    assert len(lines) == 2
+
+
+def test_a_content_that_is_not_told_is_the_only_one_known() -> None:
+    told = fake_cells.record().model_copy(update={"data": "a" * 16})
+    other, silent = fake_cells.record(seed=1), fake_cells.record(seed=2)
+    assert table([told, other, silent], ["defense"]).startswith("| defense | runs |")
 
 
 def test_a_block_without_records_is_one_line(tmp_path: Path) -> None:

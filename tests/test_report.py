@@ -14,10 +14,11 @@ import fake_records as fake
 import pytest
 
 from adapters.errors import UserError
+from bench import spec
 from bench.report import build, marks, tables
 from bench.report.__main__ import main
 from bench.report.groups import estimate, groups, variants
-from bench.report.records_table import one_cell_sweep, records
+from bench.report.records_table import command, one_cell_sweep, records
 from bench.report.rows import Row, from_record, read
 
 HOSTILE = [
@@ -222,8 +223,18 @@ def test_the_papers_marks() -> None:
     assert found["ibau"] == ([marks.COMPARABLE], [marks.COMPARABLE])
 
 
+def test_a_control_is_not_the_best_of_the_baselines() -> None:
+    """And where there is no baseline, I-BAU is comparable to none."""
+    control, mine = marks.Outcome("fine_tuning", 0.9, 0.0, 0.9), marks.Outcome("mine", 0.9, 0.0, 0.9)
+    ours, baseline = marks.Outcome("ibau", 0.85, 0.05, 0.9), marks.Outcome("tabor", 0.85, 0.05, 0.9)
+    found = marks.mark({"control": control, "mine": mine, "tabor": baseline, "ibau": ours}, "cifar10")
+    assert found["control"] == found["mine"] == ([], [])
+    assert found["tabor"] == ([marks.BEST], [marks.BEST])
+    assert found["ibau"] == ([marks.COMPARABLE], [marks.COMPARABLE])
+    assert marks.mark({"control": control, "ibau": ours}, "cifar10")["ibau"] == ([], [])
+
+
 def test_a_record_tells_how_to_make_it_again(tmp_path: Path) -> None:
-    spec = pytest.importorskip("bench.spec")
     file = tmp_path / "first.yaml"
     file.write_text(
         "name: first\ncell: {dataset: digits, model: simplified_vgg, attack: badnets, target: 8, poison_ratio: 0.05,"
@@ -234,6 +245,20 @@ def test_a_record_tells_how_to_make_it_again(tmp_path: Path) -> None:
         again = tmp_path / "one.yaml"
         again.write_text(one_cell_sweep(row))
         assert spec.load(again, [], tmp_path).cells[-1].id == cell.id
+
+
+COMMITTED = sorted((Path(__file__).parents[1] / "results").glob("*/records.jsonl"))
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.parent.name)
+def test_every_committed_record_is_made_again_by_its_command(path: Path, tmp_path: Path) -> None:
+    """But for those of models from elsewhere, whose files are not here: the command gives a cell of the same id."""
+    again = tmp_path / "one.yaml"
+    for row in read(path.parent).rows:
+        if not row.checkpoint:
+            again.write_text(one_cell_sweep(row))
+            assert spec.load(again, [], tmp_path).cells[-1].id == row.id
+            assert one_cell_sweep(row) in command(row)
 
 
 def test_a_column_that_never_changes_is_told_once() -> None:

@@ -18,11 +18,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.report import FORMATS, attachments, latex, marks, spreadsheet, sweep_files
+from bench.report import FORMATS, attachments, figures, html, latex, markdown, marks, spreadsheet, style, sweep_files
 from bench.report.figures.series import series
 from bench.report.figures.spread import spread
 from bench.report.figures.tsne import layout
-from bench.report.groups import variants
+from bench.report.groups import groups, variants
 from bench.report.page import Page, compose
 from bench.report.records_table import command, one_cell_sweep
 from bench.report.rows import from_record, read
@@ -184,6 +184,23 @@ def test_a_budget_and_what_it_leaves_out_are_told(tmp_path: Path) -> None:
     assert "one seed" in latex.render(page)
 
 
+def test_what_was_set_after_a_budget_is_told_with_it(tmp_path: Path) -> None:
+    record = fake.record(fake.cell())
+    digits = {"name": "table2", "reductions": "The digits.", "cells": []}
+    moved = {**digits, "overrides": ["cell.dataset=gtsrb", 3, "seeds=2"]}
+    (tmp_path / "sweep.json").write_text(json.dumps({"parts": [moved, moved, digits, {"name": "x", "overrides": "y"}]}))
+    page = page_of(tmp_path, record)
+    told = "The digits. (then set: cell.dataset=gtsrb, seeds=2)"
+    assert page.reductions == (("table2", told), ("table2", "The digits."))
+    assert all(told in render(page) for render in (html.render, markdown.render, latex.render))
+
+
+def test_parts_of_one_name_keep_their_records(tmp_path: Path) -> None:
+    parts = [{"name": "table2", "cells": ["a", "b"], "overrides": ["seeds=2"]}, {"name": "table2", "cells": ["c"]}]
+    (tmp_path / "sweep.json").write_text(json.dumps({"parts": parts}))
+    assert sweep_files.read(tmp_path).cells == {"table2": {"a", "b", "c"}}
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"parts": 3}', '{"parts": [[]], "budget": []}'])
 def test_a_file_that_is_no_sweeps_is_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "sweep.json").write_text(content)
@@ -196,6 +213,37 @@ def test_spread_needs_three_runs_of_one_case() -> None:
     assert [plot.stem for plot in spread(series(rows, variants(rows)))] == ["asr-spread", "acc-spread"]
     other = from_record(fake.record(fake.cell(attack="blend", seed=2)))
     assert spread(series([*rows[:2], other], variants([*rows, other]))) == []
+
+
+def drawn_notes(*records: dict[str, Any]) -> dict[str, str]:
+    """Figure to what it says it leaves out."""
+    (group,) = groups([from_record(each) for each in records])
+    with style.drawing():
+        return {plot.stem: plot.note for plot in figures.draw(group)}
+
+
+def test_variants_that_are_not_drawn_are_counted(tmp_path: Path) -> None:
+    records = [fake.record(fake.cell("nad", defense={"name": "nad", "epochs": k})) for k in range(14)]
+    assert set(drawn_notes(*records).values()) == {"Not drawn: 2 more variants."}
+    assert set(drawn_notes(*records[:12]).values()) == {""}
+    page = compose(fake.write(tmp_path, records), read(tmp_path))
+    assert "<figcaption>Not drawn: 2 more variants.</figcaption>" in html.render(page)
+    assert "acc-asr.png)\n\nNot drawn: 2 more variants." in markdown.render(page)
+
+
+def test_cases_records_and_maps_that_are_not_drawn_are_counted() -> None:
+    cases = [fake.record(fake.cell(attack=f"attack {k}", seed=seed)) for k in range(13) for seed in range(3)]
+    assert drawn_notes(*cases)["asr-spread"] == "Not drawn: 1 more case."
+    runs = [fake.record(fake.cell(seed=seed)) for seed in range(61)]
+    assert drawn_notes(*runs)["acc-rounds"] == "Not drawn: 30 more records."
+    assert drawn_notes(*runs[:60])["acc-rounds"] == ""
+    grid = [
+        fake.record(fake.cell(poison_ratio=ratio / 100, clean_size=size, radius=radius))
+        for ratio in range(1, 12) for size in (50, 100) for radius in (5.0, 10.0)
+    ]  # fmt: skip
+    found = {stem: note for stem, note in drawn_notes(*grid).items() if "-map-" in stem}
+    assert [stem for stem, note in found.items() if note == "Not drawn: 3 more maps."] == ["asr-map-8", "acc-map-8"]
+    assert len(found) == 16
 
 
 def test_a_defense_looks_alike_in_every_figure() -> None:

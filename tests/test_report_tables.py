@@ -52,9 +52,24 @@ def test_attack_cases_stand_in_the_papers_order_with_its_figures_beside() -> Non
 
 def test_no_figure_of_the_paper_stands_beside_another_setting() -> None:
     rows = [case(), case(radius=2.5), case(model="resnet18"), case(clean_label=True), case(dataset="digits")]
-    assert [beside.one_trigger(from_record(row), 5000)[0] for row in rows] == ["99.38", "", "", "", ""]
+    rows += [case(target=0), case(poison_ratio=0.1)]
+    assert [beside.one_trigger(from_record(row), 5000)[0] for row in rows] == ["99.38", *[""] * 6]
     assert beside.one_trigger(from_record(case()), 100) == ("", "")
     assert beside.one_trigger(from_record(case("fine_tuning")), 5000) == ("", "")
+
+
+def test_the_papers_seconds_and_gaps_stand_beside_its_own_setting_alone() -> None:
+    same = from_record(case())
+    assert beside.effect([same, from_record(case(attack="blend", target=1))]) == "7.84"
+    others = ({"target": 0}, {"clean_size": 500}, {"poison_ratio": 0.05}, {"radius": 2.5}, {"target": "all_to_all"})
+    for change in (*others, {"attack": "sig"}, {"model": "resnet18"}):
+        assert beside.effect([same, from_record(case(**change))]) == ""
+    gaps = [from_record(wm(model="resnet18", target=target) | {"error_gap": 0.01}) for target in (2, 8)]
+    assert [beside.gap(row) for row in gaps] == ["0.35", ""]
+
+
+def test_how_the_papers_ibau_was_taken_is_said() -> None:
+    assert "at the round whose ACC is about that of the most effective baseline" in beside.MEANING
 
 
 def test_what_has_to_be_said_of_the_papers_figure_is_said() -> None:
@@ -126,6 +141,21 @@ def test_the_number_of_seeds_is_told_once_or_at_each_figure() -> None:
     assert any("over 3 seeds" in note for note in even.notes)
     odd = made(case("none"), case(seed=0), case(seed=1))["1_2_attack_cases"].table
     assert columns(odd, 0)["I-BAU", "ACC"].note.endswith("×2")
+    assert any("over seeds (×k: k of them), or for one seed the" in note for note in odd.notes)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "runs", "kind"),
+    [((0, 1, 2), (None,), "seeds"), ((0,), (None, 1, 2), "runs on one victim"), ((0, 1, 2), (None, 1), "repetitions")],
+)
+def test_runs_on_one_victim_are_not_called_seeds(seeds: list[int], runs: list[int | None], kind: str) -> None:
+    more = [{"seed": seed, "run": run} for seed in seeds for run in runs]
+    found = made(*(case(clean_size=size, **each) for size in (500, 5000) for each in more))
+    assert any(f"over {len(more)} {kind}." in note for note in found["8_clean_images"].table.notes)
+    titled = made(*(case(**each) for each in more), case("nad"))["1_2_attack_cases"]
+    assert any(f"over {kind} (×k: k of them), or for one {kind.split()[0][:-1]} the" in n for n in titled.table.notes)
+    assert titled.beside is not None
+    assert titled.beside.notes[0].startswith(f"Mean over {kind};")
 
 
 ALIKE_BUT = st.sampled_from(
@@ -172,6 +202,11 @@ def test_lines_tell_what_differs_in_training_and_no_more() -> None:
         ]
     )
     assert not any("training" in note for note in notes)
+
+
+def test_training_that_is_no_mapping_stops_nothing() -> None:
+    row = from_record(case(training=True))
+    assert cases.told_apart(cases.lines([row], variants([row])))[0] == [""]
 
 
 def test_repetitions_are_in_one_mean() -> None:
@@ -268,6 +303,23 @@ def test_tables_7_and_8_give_the_error_gap() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("models", "told", "untold"),
+    [
+        (("simplified_vgg",), "for simplified_vgg, a chain of layers, is above 100 %", "skips"),
+        (("resnet18",), "For resnet18 there is none: Theorem 3 is about chains", "100 %"),
+        (("simplified_vgg", "resnet18"), "For resnet18 there is none", "For simplified_vgg"),
+    ],
+)
+def test_why_no_bound_stands_beside_is_said_of_the_networks_there_are(
+    models: tuple[str, ...], told: str, untold: str
+) -> None:
+    titled = made(*(wm(model=model, clean_size=size) for model in models for size in (500, 5000)))["8_clean_images"]
+    (note,) = [note for note in titled.table.notes if note.startswith("No bound")]
+    assert told in note
+    assert untold not in note
+
+
 def test_the_error_gap_is_drawn_over_width_and_over_n() -> None:
     networks = [wm(model=name) | {"error_gap": 0.0035} for name in ("densenet121", "resnet18", "googlenet")]
     sizes = [wm(model="resnet18", clean_size=size) | {"error_gap": 0.01} for size in (500, 2500)]
@@ -328,6 +380,25 @@ def assigned(parts: dict[str, list[dict[str, Any]]]) -> list[Row]:
     rows = [from_record(record) for records in parts.values() for record in records]
     cells = {name: frozenset(record["id"] for record in records) for name, records in parts.items()}
     return sweep_files.assign(rows, sweep_files.SweepFiles("", cells, ()))
+
+
+def test_the_rounds_of_figure_1_are_its_curves() -> None:
+    runs = [case(run=run, seed=0) for run in (None, 1, 2)]
+    (group,) = groups(assigned({"figure1": runs, "table8": [case(model="resnet18")]}))
+    with style.drawing():
+        drawn = {plot.stem: plot.figure.axes[0].lines for plot in figures.draw(group) if plot.section == "rounds"}
+    assert list(drawn) == ["asr-rounds-figure1", "acc-rounds-figure1"]
+    assert [len(lines) for lines in drawn.values()] == [3, 3]
+    assert list(drawn["asr-rounds-figure1"][0].get_xdata()) == [0, 1, 2, 3]
+
+
+def test_studies_without_table_1_and_6_have_the_trade_off_and_the_seconds_all_the_same() -> None:
+    (group,) = groups(assigned({"table4": [wm(), wm(poison_ratio=0.05)], "table5": [wm("nad"), wm(clean_size=100)]}))
+    found = {titled.stem: titled.table for titled in paper.tables(group)}
+    assert [row[0].text for row in found["6_seconds_to_effect"].rows] == ["NAD", "I-BAU"]
+    assert any("poison ratio 20 % and n = 5,000" in note for note in found["6_seconds_to_effect"].notes)
+    with style.drawing():
+        assert "trade-off" in {plot.section for plot in figures.draw(group)}
 
 
 def test_a_table_takes_the_records_of_its_own_sweep_file() -> None:

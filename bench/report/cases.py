@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench import published
 from bench.report import beside, marks, names, tables
-from bench.report.groups import Estimate, by, estimate, ordered
+from bench.report.groups import Estimate, by, estimate, ordered, repetitions
 from bench.report.rows import Row
 from bench.report.tables import Head, Table, Value, beneath, measured
 
 NO_DEFENSE = names.defense_name("none")
-INTERVAL_OF_SEEDS = "Beneath a figure: the 95 % interval of its mean over {} seeds."
+INTERVAL_OF_SEVERAL = "Beneath a figure: the 95 % interval of its mean over {} {}."
 INTERVAL_OF_ONE = "Beneath a figure: the record's own 95 % interval."
 _TRAINING = "training "
 INTERVAL_OF_EITHER = (
-    "Beneath a figure: the 95 % interval of its mean over seeds (×k: k of them), or for one seed the record's own."
+    "Beneath a figure: the 95 % interval of its mean over {} (×k: k of them), or for one {} the record's own."
 )
 
 
 @dataclass(frozen=True)
 class Line:
-    """One victim (over its seeds) and one n: the repetitions of every defense, by the name of its column."""
+    """One victim (over its repetitions) and one n: the repetitions of every defense, by the name of its column."""
 
     cells: Mapping[str, Sequence[Row]]
     size: float | None
@@ -34,38 +33,6 @@ class Line:
 
 
 Pair = tuple[Value, Value]
-
-
-def setting(rows: Iterable[Row], key: str, of_the_paper: float) -> float | None:
-    """The value of an axis that a table holds fixed: the paper's if some record has it, else the largest."""
-    known = {value for row in rows if (value := getattr(row, key)) is not None}
-    return of_the_paper if of_the_paper in known else max(known, default=None)
-
-
-def at_one_radius(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
-    """The rows at one C_delta, and a note that says so where there are others."""
-    radius = setting(rows, "radius", published.RADIUS)
-    kept = [row for row in rows if row.radius in (None, radius)]
-    note = f"At Cδ = {names.plain(radius)}; the other radii are in the heat maps and among the records."
-    return kept, [note] if len(kept) < len(rows) else []
-
-
-_OTHER = {"poison_ratio": "clean_size", "clean_size": "poison_ratio"}
-_PAPERS = {"poison_ratio": published.POISON_RATIO, "clean_size": published.CLEAN_SIZE, "radius": published.RADIUS}
-
-
-def along(scored: Sequence[Row], axis: str) -> tuple[list[Row], list[str]]:
-    """One-trigger rows of victims that occur with several values of ``axis``, the other axes held fixed; and notes."""
-    rows = [row for row in scored if row.one_trigger]
-    notes: list[str] = []
-    if axis != "radius":
-        rows, notes = at_one_radius(rows)
-    for other in ("poison_ratio", "clean_size") if axis == "radius" else (_OTHER[axis],):
-        at = setting(rows, other, _PAPERS[other])
-        rows = [row for row in rows if getattr(row, other) in (None, at)]
-    alike = by(rows, lambda row: row.victim_but(*(("poison_ratio",) if axis == "poison_ratio" else ())))
-    several = [each for each in alike.values() if len({getattr(row, axis) for row in each} - {None}) > 1]
-    return [row for each in several for row in each], notes
 
 
 def lines(rows: Sequence[Row], labels: Mapping[str, str]) -> list[Line]:
@@ -188,7 +155,9 @@ def _facts(line: Line) -> dict[str, str]:
 
 def _training(row: Row) -> dict[str, str]:
     """How the victim was trained, key by key: ``training epochs``, ``training batch size``, ..."""
-    training = row.cell.get("training") or {}
+    training = row.cell.get("training")
+    if not isinstance(training, dict):
+        return {}
     return {_TRAINING + key.replace("_", " "): names.text_of(value) for key, value in training.items()}
 
 
@@ -268,12 +237,11 @@ def stacked(found: Sequence[Line], labels: Mapping[str, str], head: str, write: 
 def finished(heads: Sequence[Head], body: Sequence[Sequence[Value]], notes: Sequence[str]) -> Table:
     """A table with what its marks, intervals and signs mean beneath it."""
     values = [value for row in body for value in row]
-    counts = {value.estimate.count for value in values if value.estimate}
+    estimates = [value.estimate for value in values if value.estimate]
+    counts = {each.count for each in estimates}
     every = counts.pop() if len(counts) == 1 else None
     rows = [tuple(_without_count(value, every) for value in row) for row in body]
-    interval = (
-        INTERVAL_OF_EITHER if every is None else INTERVAL_OF_SEEDS.format(every) if every > 1 else INTERVAL_OF_ONE
-    )
+    interval = _interval(every, repetitions(estimates))
     some = any(value.note.startswith(f"{marks.UNDETECTED.symbol} in ") for value in values)
     shown = {mark for value in values for mark in value.marks} | ({marks.UNDETECTED} if some else set())
     found = [mark for mark in marks.ALL if mark in shown]
@@ -283,8 +251,15 @@ def finished(heads: Sequence[Head], body: Sequence[Sequence[Value]], notes: Sequ
     return Table(tuple(heads), tuple(rows), (*notes, *told, " ".join([interval, *paper]), *signs))
 
 
+def _interval(every: int | None, kind: str) -> str:
+    """What stands beneath the figures, of which each is the mean over ``every`` of a kind, or None if they differ."""
+    if every is None:
+        return INTERVAL_OF_EITHER.format(kind, kind.split()[0].removesuffix("s"))
+    return INTERVAL_OF_SEVERAL.format(every, kind) if every > 1 else INTERVAL_OF_ONE
+
+
 def _without_count(value: Value, every: int | None) -> Value:
-    """The number of seeds is told once where it is the same everywhere."""
+    """The number of repetitions is told once where it is the same everywhere."""
     return value if every is None else replace(value, note=value.note.removesuffix(f" ×{every}"))
 
 
@@ -304,4 +279,5 @@ def measures(found: Sequence[Line], labels: Mapping[str, str]) -> Table:
             body.append((name, Value(column), Value(str(seeds), sort=seeds), *values))
     left_heads = (Head("Attack", numeric=False), Head("Defense", numeric=False), Head("Seeds"))
     heads = (*left_heads, *(Head(text) for text, _, _ in told))
-    return Table(heads, tuple(body), ("Mean over seeds; smallest to largest beneath. Rates in percent.",))
+    kind = repetitions(value.estimate for row in body for value in row if value.estimate)
+    return Table(heads, tuple(body), (f"Mean over {kind}; smallest to largest beneath. Rates in percent.",))

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
-from bench.report import beside, cases, gaps, marks, names
+from bench import published
+from bench.report import effect, gaps, marks, names, settings
+from bench.report.effect import Verdict
 from bench.report.groups import by, estimate, ordered, variants
+from bench.report.names import DOES_NOT, HOLDS, IN_PART
 from bench.report.rows import Row
 from bench.report.tables import Head, Table, Titled, Value
 
-HOLDS, IN_PART, DOES_NOT = "holds", "holds in part", "does not hold here"
-FEW_IMAGES, TIMES_FASTER, RUNS = 100, 13, 3
+FEW_IMAGES, RUNS = 100, 3
 NOTE = (
     "Effective: mean ASR under 20 % and at most 10 points of ACC lost. A verdict is on these records alone, compares "
     "means, and is missing where they do not bear on the claim; intervals and conditions stand in the tables."
 )
-
-
-class Verdict(NamedTuple):
-    word: str
-    figures: str
 
 
 @dataclass(frozen=True)
@@ -31,6 +27,8 @@ class Evidence:
 
     ours: str
     rows: Mapping[str, Sequence[Row]]
+    timed: frozenset[str]
+    """The ids of the records that Table 6 is made of."""
 
     @property
     def others(self) -> list[str]:
@@ -38,19 +36,22 @@ class Evidence:
 
 
 Claim = Callable[[Evidence], Verdict | None]
+_Setting = tuple[str, float | None]
+"""A victim, but for its seed, and n."""
 
 
 def claims(scored: Sequence[Row]) -> Titled | None:
     """A line for each claim that the records bear on, and for each way I-BAU was run; None if there is none."""
-    rows, _ = cases.at_one_radius([row for row in scored if row.defense != "none"])
+    rows, _ = settings.at_one_radius([row for row in scored if row.defense != "none"])
     labels = variants(rows)
     named = by(rows, lambda row: labels[row.id])
     ours = [name for name in ordered(rows, labels) if named[name][0].defense == "ibau"]
+    timed = frozenset(row.id for row in effect.chosen(scored)[0])
     others = {name: each for name, each in named.items() if each[0].defense != "ibau"}
     body = []
     for text, judge in CLAIMS:
         for name in ours:
-            verdict = judge(Evidence(name, {name: named[name], **others}))
+            verdict = judge(Evidence(name, {name: named[name], **others}, timed))
             if verdict:
                 body.append((Value(text, name if len(ours) > 1 else ""), Value(verdict.word), Value(verdict.figures)))
     heads = (Head("Claim", numeric=False), Head("Verdict", numeric=False), Head("Figures", numeric=False))
@@ -63,7 +64,7 @@ def least_sensitive_to_poison_ratio(found: Evidence) -> Verdict | None:
     """Effective at every ratio, and its ASR varies no more than that of any defense effective at one of them."""
     spans, able = {}, {}
     for name, rows in found.rows.items():
-        kept, _ = cases.along(rows, "poison_ratio")
+        kept, _ = settings.along(rows, "poison_ratio")
         alike = by(kept, lambda row: row.victim_but("poison_ratio")).values()
         each = [[*by(members, lambda row: row.poison_ratio).values()] for members in alike]
         if each:
@@ -88,21 +89,24 @@ def effective_at_few_images(found: Evidence) -> Verdict | None:
 
 
 def only_one_effective_everywhere(found: Evidence) -> Verdict | None:
-    """Effective in all settings, where every other defense fails in some of those it ran in."""
-    counts = {name: _count(rows) for name, rows in found.rows.items()}
-    able, of = counts.pop(found.ours)
-    counts = {name: each for name, each in counts.items() if each[1] > 1}
-    if of < 2 or not counts:
+    """Effective in all settings, where every one of the paper's baselines fails in some that both ran in."""
+    ours = _outcomes(found.rows[found.ours])
+    shared = {name: _outcomes(found.rows[name], ours.keys()) for name in found.others}
+    shared = {name: each for name, each in shared.items() if len(each) > 1}
+    rivals = [name for name in shared if found.rows[name][0].defense in published.BASELINES]
+    if not rivals:
         return None
-    told = "; ".join(f"{name} {good} of {all_}" for name, (good, all_) in counts.items())
-    alone = all(good < all_ for good, all_ in counts.values())
-    ahead = all(good / all_ <= able / of for good, all_ in counts.values())
-    word = HOLDS if able == of and alone else IN_PART if ahead else DOES_NOT
-    return Verdict(word, f"effective in: {found.ours} {able} of {of}; {told}")
+    alone = all(ours.values()) and not any(all(shared[name].values()) for name in rivals)
+    ahead = all(sum(shared[name].values()) <= sum(ours[key] for key in shared[name]) for name in rivals)
+    told = {name: _told(each, ours, found.ours) for name, each in shared.items()}
+    figures = "; ".join([f"{found.ours} {_told(ours, ours, '')}", *(f"{name} {told[name]}" for name in rivals)])
+    beside = ", ".join(f"{name} {text}" for name, text in told.items() if name not in rivals)
+    more = f"; not among the paper's baselines: {beside}" if beside else ""
+    return Verdict(HOLDS if alone else IN_PART if ahead else DOES_NOT, f"effective in: {figures}{more}")
 
 
 def more_stable_than_naive(found: Evidence) -> Verdict | None:
-    """Over runs that differ in the seed alone, its ASR ranges less than that of naive adversarial training."""
+    """Over runs that differ in seed or run alone, its ASR ranges less than that of naive adversarial training."""
     naive = next((rows for rows in found.rows.values() if rows[0].defense == "naive_uap"), None)
     if naive is None:
         return None
@@ -118,24 +122,9 @@ def more_stable_than_naive(found: Evidence) -> Verdict | None:
 
 
 def thirteen_times_faster(found: Evidence) -> Verdict | None:
-    """Mean seconds to effect in single-target cases, against the defense with the least; of one device."""
-    seconds = {}
-    for name, rows in found.rows.items():
-        as_they_come = [row for row in rows if row.one_trigger and not row.changed_trigger]
-        single = [row for row in as_they_come if row.target != beside.ALL_TO_ALL]
-        told = [row for row in single if "seconds_to_effect" in row.figures]
-        took = estimate(told, "seconds_to_effect")
-        if took and 2 * len(told) > len(single):
-            seconds[name] = took.mean
-    devices = {str(row.provenance.get("device", "")) for rows in found.rows.values() for row in rows}
-    ours = seconds.pop(found.ours, None)
-    if not ours or not seconds or len(devices) > 1:
-        return None
-    best = min(seconds, key=lambda name: seconds[name])
-    ratio = seconds[best] / ours
-    word = HOLDS if ratio >= TIMES_FASTER else IN_PART if ratio > 1 else DOES_NOT
-    times = f"{names.seconds_name(ours)} against {names.seconds_name(seconds[best])} of {best}"
-    return Verdict(word, f"{times}, {ratio:.1f} times; defenses that took effect in more than half of their cells")
+    """Seconds to effect on the cells shared with the quickest of Table 6's baselines, as under Table 6."""
+    timed = {name: [row for row in rows if row.id in found.timed] for name, rows in found.rows.items()}
+    return effect.speedup(timed[found.ours], {name: rows for name, rows in timed.items() if rows})
 
 
 def gap_falls_with_width(found: Evidence) -> Verdict | None:
@@ -153,7 +142,7 @@ CLAIMS: tuple[tuple[str, Claim], ...] = (
     ("Effective with 100 clean images (Table 5)", effective_at_few_images),
     ("The only defense effective in all settings (Section 7)", only_one_effective_everywhere),
     ("More stable than the naive heuristic (Figure 1)", more_stable_than_naive),
-    ("More than 13 times faster than the next (Table 6)", thirteen_times_faster),
+    ("More than 13 times faster than the most efficient baseline (abstract)", thirteen_times_faster),
     ("The error gap falls with the width (Table 7)", gap_falls_with_width),
     ("The error gap falls with the clean images (Table 8)", gap_falls_with_clean_images),
 )
@@ -179,15 +168,26 @@ def _few(row: Row) -> bool:
     return row.clean_size is not None and row.clean_size <= FEW_IMAGES
 
 
-def _settings(rows: Sequence[Row]) -> dict[tuple[str, float | None], list[Row]]:
+def _settings(rows: Sequence[Row]) -> dict[_Setting, list[Row]]:
     """The repetitions of each victim and n."""
     return by(rows, lambda row: (row.victim_key, row.clean_size))
 
 
+def _outcomes(rows: Sequence[Row], among: Collection[_Setting] | None = None) -> dict[_Setting, bool]:
+    """Whether the defense is effective in each setting, or in each of those that are ``among``."""
+    return {key: _effective(each) for key, each in _settings(rows).items() if among is None or key in among}
+
+
+def _told(outcomes: Mapping[_Setting, bool], ours: Mapping[_Setting, bool], name: str) -> str:
+    """``3 of 4``; of fewer settings than ours with what I-BAU, ``name``, does in these."""
+    there = f" (there {name} {sum(ours[key] for key in outcomes)})" if len(outcomes) < len(ours) else ""
+    return f"{sum(outcomes.values())} of {len(outcomes)}{there}"
+
+
 def _count(rows: Sequence[Row]) -> tuple[int, int]:
     """In how many settings the defense is effective, of how many."""
-    each = _settings(rows).values()
-    return sum(map(_effective, each)), len(each)
+    outcomes = _outcomes(rows)
+    return sum(outcomes.values()), len(outcomes)
 
 
 def _effective(rows: Sequence[Row]) -> bool:

@@ -6,7 +6,8 @@ A document holds blocks of the form
     <!-- /records -->
 
 and this command puts between the two lines the table of those records: a line for each value of the keys in
-``rows``, with the range over its records. Blocks of the form
+``rows``, with the range over its records. Where a line would hold several data sets, contents of one, splits, n or
+radii, these get a column and a line each. Blocks of the form
 
     <!-- report: results/baselines 1_2_attack_cases -->
     <!-- /report -->
@@ -55,6 +56,7 @@ from typing import Any
 from adapters.errors import UserError
 from bench.records import Record, RecordStore
 from bench.report import driver, faults, looseness, markdown, timings
+from bench.report.groups import by
 from bench.report.page import Drawn, compose
 from bench.report.rows import read
 
@@ -66,6 +68,8 @@ PLOT = re.compile(r"(<!-- plot: (?P<folder>\S+) (?P<stem>\S+) -->\n).*?(<!-- /pl
 TIMING = re.compile(r"(<!-- timing: (?P<folder>\S+) (?P<what>\S+) -->\n).*?(<!-- /timing -->)", re.DOTALL)
 REPORT = re.compile(r"(<!-- report: (?P<folder>\S+) (?P<stem>\S+) -->\n).*?(<!-- /report -->)", re.DOTALL)
 SCORED = ("ok", "no_trigger_detected")
+APART = ("dataset", "content", "split", "schema", "clean_size", "radius")
+"""What no line mixes, as in the report (``groups``)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -164,10 +168,13 @@ def _draw(text: str, root: Path, beside: Path) -> None:
 
 
 def table(records: Sequence[Record], keys: Sequence[str]) -> str:
-    """A Markdown table, a line for each value of ``keys``, and a line saying where its figures come from."""
-    rows: dict[tuple[str, ...], list[Record]] = {}
-    for record in records:
-        rows.setdefault(tuple(_value(record.cell.model_dump(mode="json"), key) for key in keys), []).append(record)
+    """A Markdown table, a line for each value of ``keys``, and a line saying where its figures come from.
+
+    ``APART`` joins the keys where a line would mix its values.
+    """
+    trees = _trees(records)
+    keys = [*keys, *_mixed(trees, keys)]
+    rows = by(records, lambda record: tuple(_value(trees[record.id], key) for key in keys))
     head = [
         *(key.split(".")[-1].replace("_", " ") for key in keys),
         "runs",
@@ -187,6 +194,29 @@ def table(records: Sequence[Record], keys: Sequence[str]) -> str:
     body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     told = "ACC and ASR in %, median (lowest–highest); seconds are the defense's own."
     return f"{body}\n\n{told} {_source(records)}\n"
+
+
+def _trees(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """Record id to its cell, with what else tells figures apart. A content that is not told is the only one known."""
+    known = {name: {one.data for one in each if one.data} for name, each in by(records, _dataset).items()}
+    trees = {}
+    for record in records:
+        only = next(iter(known[_dataset(record)])) if len(known[_dataset(record)]) == 1 else None
+        content = (record.data or only or "not told")[:8]
+        told = {"content": content, "split": record.split, "schema": record.schema_version}
+        trees[record.id] = record.cell.model_dump(mode="json") | told
+    return trees
+
+
+def _dataset(record: Record) -> str:
+    return record.cell.dataset
+
+
+def _mixed(trees: Mapping[str, Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
+    """Those of ``APART`` of which a line for each value of ``keys`` would hold several values."""
+    lines = by(trees.values(), lambda tree: tuple(_value(tree, key) for key in keys)).values()
+    left = [key for key in APART if key not in keys]
+    return [key for key in left if any(len({tree[key] for tree in each} - {None}) > 1 for each in lines)]
 
 
 def _range(values: Iterable[float | None], write: Callable[[float], str]) -> str:

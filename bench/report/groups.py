@@ -37,7 +37,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, its 95 % interval (of the mean over seeds, or a single record's own), and the range seen."""
+    """A mean, its 95 % interval (of the mean over repetitions, or a single record's own), and the range seen.
+
+    Of the ``count`` repetitions, ``seeds`` differ in the seed; the others are further runs on the same victim.
+    """
 
     mean: float
     low: float | None
@@ -45,6 +48,7 @@ class Estimate:
     count: int
     least: float
     most: float
+    seeds: int = 1
 
 
 def by(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
@@ -97,19 +101,27 @@ def ordered(rows: Iterable[Row], labels: Mapping[str, str]) -> list[str]:
 
 def estimate(rows: Sequence[Row], metric: str) -> Estimate | None:
     """The metric's mean over repetitions. Of several: Student's t interval, cut to [0, 1] for rates."""
-    values = [row.figures[metric] for row in rows if metric in row.figures]
+    told = [row for row in rows if metric in row.figures]
+    values = [row.figures[metric] for row in told]
     if not values:
         return None
     mean = sum(values) / len(values)
     if len(values) == 1:
-        only = next(row for row in rows if metric in row.figures)
-        low, high = only.intervals.get(metric, (None, None))
+        low, high = told[0].intervals.get(metric, (None, None))
     else:
         half = _half_width(values, mean)
         low, high = mean - half, mean + half
         if metric in RATES or metric.startswith(EVASION):
             low, high = max(0.0, low), min(1.0, high)
-    return Estimate(mean, low, high, len(values), min(values), max(values))
+    return Estimate(mean, low, high, len(values), min(values), max(values), len({row.seed for row in told}))
+
+
+def repetitions(found: Iterable[Estimate]) -> str:
+    """What means are over, by what differs: ``seeds``, ``runs on one victim`` or, of both, ``repetitions``."""
+    several = [each for each in found if each.count > 1]
+    if all(each.seeds == each.count for each in several):
+        return "seeds"
+    return "runs on one victim" if all(each.seeds == 1 for each in several) else "repetitions"
 
 
 def _half_width(values: Sequence[float], mean: float) -> float:

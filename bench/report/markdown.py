@@ -26,7 +26,8 @@ def render(page: Page) -> str:
             parts += [f"{escape(BESIDE)}:", table(titled.beside)] if titled.beside else []
         for block in section.blocks:
             parts += [f"### {block.title}", escape(block.caption)]
-            parts += [f"![{escape(figure.label)}](plots/{figure.stem}.png)" for figure in block.figures]
+            for figure in block.figures:
+                parts += [f"![{escape(figure.label)}](plots/{figure.stem}.png)", escape(figure.note)]
     for title, pictures in (("Trigger gallery", page.galleries), ("Recovered triggers", page.recovered)):
         parts += [f"## {title}"] if pictures else []
         parts += [f"![{escape(picture.caption)}]({quote(picture.path)})" for picture in pictures]

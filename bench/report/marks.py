@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from bench import published
+
 MAX_ASR = 0.2
 MAX_ACC_LOSS = 0.1
 ACC_GAP = 0.01
@@ -29,14 +31,14 @@ ACC_LOST = Mark(
 BEST = Mark(
     "best",
     "★",
-    "best of the other defenses: highest ACC minus ASR among those with neither ▲ nor ▼",
-    "best of the other defenses",
+    "best of the paper's baselines: highest ACC minus ASR among those with neither ▲ nor ▼",
+    "best of the paper's baselines",
 )
 COMPARABLE = Mark(
     "comparable",
     "✓",
     "I-BAU comparable to ★ or better: ACC less than 1 point below it; ASR less than 4 points above it "
-    "or above guessing the target. Where no other defense has a ★: neither ▲ nor ▼",
+    "or above guessing the target. Where none of the baselines there has a ★: neither ▲ nor ▼",
     "I-BAU comparable to it or better",
 )
 UNDETECTED = Mark("undetected", "×", "no trigger was detected, and the model left as it was", "no trigger detected")
@@ -63,16 +65,19 @@ class Outcome:
 
 
 def mark(outcomes: Mapping[str, Outcome], dataset: str) -> dict[str, tuple[Sequence[Mark], Sequence[Mark]]]:
-    """Marks for (ACC, ASR) of each column. No defense is marked nothing: it is the yardstick."""
-    others = {key: each for key, each in outcomes.items() if each.defense not in ("none", "ibau")}
-    able = {key: each for key, each in others.items() if each.effective}
+    """Marks for (ACC, ASR) of each column. No defense is marked nothing: it is the yardstick.
+
+    I-BAU is measured by the paper's baselines; controls, and defenses of one's own, have ▲ and ▼ alone.
+    """
+    baselines = {key: each for key, each in outcomes.items() if each.defense in published.BASELINES}
+    able = {key: each for key, each in baselines.items() if each.effective}
     best = max(able, key=lambda key: able[key].acc - able[key].asr) if able else None
     found: dict[str, tuple[Sequence[Mark], Sequence[Mark]]] = {}
     for key, outcome in outcomes.items():
         acc, asr = outcome.failings if outcome.defense != "none" else ([], [])
         if key == best:
             acc, asr = [*acc, BEST], [*asr, BEST]
-        if outcome.defense == "ibau" and others:
+        if outcome.defense == "ibau" and baselines:
             good_acc, good_asr = _comparable(outcome, able[best] if best else None, dataset)
             acc = [*acc, COMPARABLE] if good_acc and not acc else acc
             asr = [*asr, COMPARABLE] if good_asr and not asr else asr
@@ -81,7 +86,7 @@ def mark(outcomes: Mapping[str, Outcome], dataset: str) -> dict[str, tuple[Seque
 
 
 def _comparable(ours: Outcome, best: Outcome | None, dataset: str) -> tuple[bool, bool]:
-    """Whether I-BAU's ACC and ASR are comparable. Where no other defense works, working is enough."""
+    """Whether I-BAU's ACC and ASR are comparable. Where no baseline works, working is enough."""
     if best is None:
         return ours.effective, ours.effective
     classes = _CLASSES.get(dataset)

@@ -36,6 +36,9 @@ _ATTACKS = {
     "wanet": "WaNet",
 }
 
+HOLDS, IN_PART, DOES_NOT = "holds", "holds in part", "does not hold here"
+"""The verdicts on a claim of the paper's."""
+
 METRIC_NAMES = {"acc": "ACC", "asr": "ASR", "ra": "RA", "der": "DER", "error_gap": "Error gap"}
 
 

@@ -52,13 +52,13 @@ _BLOCKS = {
     ),
     "spread": (
         "Run-to-run spread",
-        "Every run of an attack case that differs in the seed alone, where there are three or more; the bar is the "
+        "Every run of an attack case that differs in seed or run alone, where there are three or more; the bar is the "
         "median, the line the range.",
     ),
     "sensitivity": (
         "Sensitivity",
         "The other axes as in the paper, or at their largest. Line: mean; band: its 95 % interval, over attack cases "
-        "and seeds or of the one record. A defense with one value of an axis has no line there.",
+        "and repetitions or of the one record. A defense with one value of an axis has no line there.",
     ),
     "gap": (
         "Error gap",
@@ -87,12 +87,13 @@ BESIDE = "RA, DER, time, memory and passes of the same cells"
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure as files: ``svg`` and ``png`` are their bytes."""
+    """A figure as files: ``svg`` and ``png`` are their bytes. ``note``: what it leaves out."""
 
     stem: str
     label: str
     svg: bytes
     png: bytes
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def _blocks(group: groups.Group, place: int) -> tuple[Block, ...]:
         found = []
         for plot in figures.draw(group):
             svg, png = style.save(plot.figure)
-            found.append((plot.section, Drawn(_stem(group, plot.stem, place), plot.label, svg, png)))
+            found.append((plot.section, Drawn(_stem(group, plot.stem, place), plot.label, svg, png, plot.note)))
     blocks = [
         Block(title, caption, tuple(drawn for where, drawn in found if where == name))
         for name, (title, caption) in _BLOCKS.items()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from bench import published
-from bench.report import beside, cases, claims, effect, gaps, names, sweep_files
+from bench.report import beside, cases, claims, effect, gaps, names, settings, sweep_files
 from bench.report.cases import Line
 from bench.report.groups import Group, by, ordered, variants
 from bench.report.rows import Row
@@ -25,7 +24,7 @@ def tables(group: Group) -> tuple[Titled, ...]:
         _several_triggers(sweep_files.of(scored, "table3")),
         _poison_ratios(sweep_files.of(scored, "table4", "table1")),
         _clean_sizes(sweep_files.of(scored, "table5", "table1")),
-        _seconds_to_effect(sweep_files.of(scored, "table6", "table1", "table2")),
+        _seconds_to_effect(scored),
         gaps.by_width(sweep_files.of(scored, "table7")),
         gaps.by_size(sweep_files.of(scored, "table8", "table7")),
         _radii(sweep_files.of(scored, "c_delta")),
@@ -39,7 +38,7 @@ def _attack_cases(scored: Sequence[Row]) -> Titled | None:
     rows = [row for row in scored if row.one_trigger]
     if not rows:
         return None
-    kept, notes = _at_the_papers_setting(rows)
+    kept, notes = settings.at_the_papers(rows)
     labels = variants(kept)
     found = cases.lines(kept, labels)
     number = NUMBERS.get(beside.original(rows[0].dataset), "Tables 1 and 2")
@@ -47,23 +46,11 @@ def _attack_cases(scored: Sequence[Row]) -> Titled | None:
     return Titled("1_2_attack_cases", f"{number} · Attack cases", table, cases.measures(found, labels))
 
 
-def _at_the_papers_setting(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
-    """The rows at one poison ratio, one n and one C_delta: the paper's where records have it."""
-    kept, notes = cases.at_one_radius(rows)
-    ratio = cases.setting(kept, "poison_ratio", published.POISON_RATIO)
-    size = cases.setting(kept, "clean_size", published.CLEAN_SIZE)
-    there = [row for row in kept if row.poison_ratio in (None, ratio) and row.clean_size in (None, size)]
-    if len(there) < len(kept):
-        at = [f"poison ratio {names.ratio_name(ratio)}"] if ratio is not None else []
-        notes = [*notes, f"At {' and '.join([*at, f'n = {names.plain(size)}'])}; other settings are further down."]
-    return there, notes
-
-
 def _several_triggers(scored: Sequence[Row]) -> Titled | None:
     rows = [row for row in scored if not row.one_trigger]
     if not rows:
         return None
-    kept, notes = _at_the_papers_setting(rows)
+    kept, notes = settings.at_the_papers(rows)
     labels = variants(kept)
     found = cases.lines(kept, labels)
     table = _noted(triggers(found, labels), notes)
@@ -86,7 +73,7 @@ def _clean_sizes(scored: Sequence[Row]) -> Titled | None:
 
 
 def _along(scored: Sequence[Row], axis: str, title: tuple[str, str], write: Callable[[Line], Value]) -> Titled | None:
-    chosen, notes = cases.along(scored, axis)
+    chosen, notes = settings.along(scored, axis)
     if not chosen:
         return None
     labels = variants(chosen)
@@ -96,11 +83,8 @@ def _along(scored: Sequence[Row], axis: str, title: tuple[str, str], write: Call
     return Titled(*title, table, cases.measures(found, labels))
 
 
-def _seconds_to_effect(all_rows: Sequence[Row]) -> Titled | None:
-    """Table 6: one-trigger one-target cases, of triggers as they come: its means go over them all."""
-    single = [row for row in all_rows if row.one_trigger and row.target != beside.ALL_TO_ALL]
-    scored = [row for row in single if not row.changed_trigger]
-    rows, notes = _at_the_papers_setting([row for row in scored if row.defense != "none"])
+def _seconds_to_effect(scored: Sequence[Row]) -> Titled | None:
+    rows, notes = effect.chosen(scored)
     return effect.titled(rows, notes) if rows else None
 
 

@@ -19,6 +19,8 @@ EMBEDDED = frozenset({"digits"})
 
 MOST_TOLD = 600
 """Characters of one finding of a defense that stand with its record; ``records.jsonl`` has it whole."""
+_OF_ATTACKS = ("attack", "target", "mix", "clean_label", "poison_ratio", "min_asr")
+"""What a sweep file may not say of a clean model."""
 SHORT = 10
 """Digits of a commit that are told."""
 
@@ -117,9 +119,11 @@ def one_cell_sweep(row: Row) -> str:
     """A sweep file of this record's cell: ``python -m bench.sweep`` on it makes the record again.
 
     Repetition k is the last of ``seeds: k + 1``. Digests of files are left out (the sweep takes them from the files),
-    and so is what the cell leaves unset.
+    and so is what the cell leaves unset. A clean model's attack is ``none``, and what is said of attacks is left out.
     """
-    shared = {key: value for key, value in row.cell.items() if value is not None and key != "seed"}
+    left_out = {"seed", *(_OF_ATTACKS if row.is_clean else ())}
+    shared = {key: value for key, value in row.cell.items() if value is not None and key not in left_out}
+    shared |= {"attack": "none"} if row.is_clean else {}
     tree = {"name": cell_name(row), "cell": _without_digests(shared), "seeds": row.seed + 1}
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=100)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,8 @@ STUDIES = ("table", "figure", "c_delta", "ablation")
 
 
 class SweepFiles(NamedTuple):
-    """``cells``: name of a sweep file to the ids of its records. ``reductions``: what its budget left out, in words."""
+    """``cells``: name of a sweep file to the ids of its records. ``reductions``: what its budget left out, in words,
+    and what ``--set`` changed after that."""
 
     budget: str
     cells: dict[str, frozenset[str]]
@@ -32,9 +33,17 @@ def read(folder: Path) -> SweepFiles:
     known = tree if isinstance(tree, dict) else {}
     listed = known.get("parts")
     parts = [part for part in listed if isinstance(part, dict)] if isinstance(listed, list) else []
-    cells = {_text(part.get("name")): frozenset(map(str, _list(part.get("cells")))) for part in parts}
-    reductions = [(_text(part.get("name")), _text(part.get("reductions"))) for part in parts]
+    cells: dict[str, frozenset[str]] = {}
+    for part in parts:  # of one name, where the same file was run with other overrides
+        name = _text(part.get("name"))
+        cells[name] = cells.get(name, frozenset()).union(map(str, _list(part.get("cells"))))
+    reductions = dict.fromkeys((_text(part.get("name")), _reduced(part)) for part in parts)
     return SweepFiles(_text(known.get("budget")), cells, tuple(each for each in reductions if each[1]))
+
+
+def _reduced(part: Mapping[str, Any]) -> str:
+    words, overrides = _text(part.get("reductions")), list(filter(None, map(_text, _list(part.get("overrides")))))
+    return f"{words} (then set: {', '.join(overrides)})" if words and overrides else words
 
 
 def assign(rows: Sequence[Row], files: SweepFiles) -> list[Row]:
@@ -47,6 +56,11 @@ def of(rows: Sequence[Row], *names: str) -> list[Row]:
     """The rows of the sweep files called ``names``; if there is none, those of no table and no figure."""
     chosen = [row for row in rows if row.parts & set(names)]
     return chosen or [row for row in rows if not any(part.startswith(STUDIES) for part in row.parts)]
+
+
+def of_any(rows: Sequence[Row], *names: str) -> list[Row]:
+    """As ``of``, and where that leaves none, all rows: for what every study can fill."""
+    return of(rows, *names) or list(rows)
 
 
 def _text(value: object) -> str:

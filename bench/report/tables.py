@@ -120,7 +120,7 @@ def _without_unit(least: str, most: str) -> str:
 
 
 def beneath(found: Estimate, metric: str, digits: int = 1) -> str:
-    """What stands under a mean: its 95 % interval and, where there are several, the number of seeds."""
+    """What stands under a mean: its 95 % interval and, where there are several, the number of repetitions."""
     assert metric in RATES
     note = names.percent_range(found.low, found.high, digits)
     return f"{note} ×{found.count}".strip() if found.count > 1 else note

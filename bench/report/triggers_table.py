@@ -36,7 +36,7 @@ def _pairs(line: Line) -> list[tuple[str, str]]:
 
 
 def _one(rows: Sequence[Row], place: int, attack: str) -> Value:
-    """The ASR of the trigger at ``place``, with its interval over seeds."""
+    """The ASR of the trigger at ``place``, with its interval over repetitions."""
     of_it = [
         replace(row, figures={"asr": rate}, intervals={})
         for row in rows

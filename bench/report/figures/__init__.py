@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bench.report import sweep_files
 from bench.report.figures.gaps import by_size, by_width
 from bench.report.figures.maps import maps
@@ -12,6 +14,7 @@ from bench.report.figures.spread import spread
 from bench.report.figures.trade_off import trade_off
 from bench.report.figures.tsne import planes
 from bench.report.groups import Group, variants
+from bench.report.rows import Row
 
 __all__ = ["Plot", "draw"]
 
@@ -19,13 +22,17 @@ __all__ = ["Plot", "draw"]
 def draw(group: Group) -> list[Plot]:
     """Every figure the group's scored records give something to show for."""
 
-    def of(*names: str) -> Series:
-        rows = sweep_files.of(group.scored, *names)
+    def shown(rows: Sequence[Row]) -> Series:
         return series(rows, variants(rows))
 
-    rounds = of("figures3_4")
-    plots = [*trade_off(of("table1", "table2")), *spread(of("figure1")), *curves(group.scored)]
+    def of(*names: str) -> Series:
+        return shown(sweep_files.of(group.scored, *names))
+
+    rounds, runs = of("figures3_4"), shown([row for row in group.scored if "figure1" in row.parts])
+    plots = trade_off(shown(sweep_files.of_any(group.scored, "table1", "table2")))
+    plots += [*spread(of("figure1")), *curves(group.scored)]
     plots += [*by_width(sweep_files.of(group.scored, "table7"))]
     plots += [*by_size(sweep_files.of(group.scored, "table8", "table7"))]
     plots += [*maps(sweep_files.of(group.scored, "c_delta")), *traces(rounds), *by_trigger(rounds)]
+    plots += traces(runs, "Figure 1")
     return [*plots, *planes([row for row in group.rows if row.measured])]

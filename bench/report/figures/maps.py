@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.report import names, style
-from bench.report.figures.series import Plot, floor, name_axes
+from bench.report.figures.series import Plot, floor, name_axes, not_drawn
 from bench.report.groups import by, variants
 from bench.report.rows import Row
 
@@ -32,7 +32,8 @@ def maps(scored: Sequence[Row]) -> list[Plot]:
         for place, (told, members) in enumerate(shown[:MOST_MAPS], 1):
             figure = _map(f"{name}, % · {style.clean(told, 44)}", members, metric, lowest)
             label = f"Heat map of {name} over radius and clean size, {told}"
-            plots.append(Plot(f"{metric}-map-{place}", "maps", label, figure))
+            note = not_drawn((len(shown) - MOST_MAPS, "map")) if place == MOST_MAPS else ""
+            plots.append(Plot(f"{metric}-map-{place}", "maps", label, figure, note))
     return plots
 
 

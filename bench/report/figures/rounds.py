@@ -5,29 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from bench.report import names, style
-from bench.report.figures.series import Plot, Series, frame, metric_axis, name_axes
+from bench.report.figures.series import Plot, Series, frame, metric_axis, name_axes, not_drawn
 from bench.report.rows import Row, number
 
 MOST_TRACES = 60
 
 
-def traces(series: Series) -> list[Plot]:
-    """ASR and ACC after each round, from the victim at round 0; a thin line a record."""
+def traces(series: Series, study: str = "") -> list[Plot]:
+    """ASR and ACC after each round, from the victim at round 0; a thin line a record. ``study``: whose records, if of
+    one figure of the paper."""
     with_rounds = {
         label: kept for label, rows in series.rows.items() if (kept := [row for row in rows if _trace(row, "asr")])
     }
     longest = max((len(row.rounds) for rows in with_rounds.values() for row in rows), default=0)
     if longest == 0:
         return []
+    drawn = {label: rows[:: -(-len(rows) * len(with_rounds) // MOST_TRACES)] for label, rows in with_rounds.items()}
+    note = series.note((_count(with_rounds) - _count(drawn), "record"))
     plots = []
     for metric in ("asr", "acc"):
         name = names.METRIC_NAMES[metric]
-        axes = frame(f"{name} round by round", with_rounds)
+        axes = frame(", ".join(filter(None, [f"{name} round by round", study])), with_rounds)
         seen = [0.95]
-        for label, rows in with_rounds.items():
+        for label, rows in drawn.items():
             colour, marker, _ = series.looks[label]
-            every = -(-len(rows) * len(with_rounds) // MOST_TRACES)
-            for index, row in enumerate(rows[::every]):
+            for index, row in enumerate(rows):
                 trace = _trace(row, metric)
                 seen += [value for _, value in trace]
                 axes.plot(
@@ -39,10 +41,14 @@ def traces(series: Series) -> list[Plot]:
         axes.set_ylim(*metric_axis(axes.yaxis, metric, seen))
         name_axes(axes, "round (0: before the defense)", f"{name}, %")
         style.legend(axes, [style.clean(label) for label in with_rounds])
-        plots.append(
-            Plot(f"{metric}-rounds", "rounds", f"{name} after each round, a line for each record", axes.figure)
-        )
+        stem = "-".join(filter(None, [f"{metric}-rounds", study.lower().replace(" ", "")]))
+        told = ", ".join(filter(None, [f"{name} after each round", study, "a line for each record"]))
+        plots.append(Plot(stem, "rounds", told, axes.figure, note))
     return plots
+
+
+def _count(rows: Mapping[str, Sequence[Row]]) -> int:
+    return sum(map(len, rows.values()))
 
 
 def _trace(row: Row, metric: str) -> list[tuple[int, float]]:
@@ -56,11 +62,12 @@ def by_trigger(series: Series) -> list[Plot]:
     """The ASR of each trigger round by round, for variants run on several triggers: means over the records."""
     plots = []
     for place, (label, rows) in enumerate(series.rows.items(), 1):
-        curves = _trigger_curves(rows)
-        if not curves:
+        found = _trigger_curves(rows)
+        if not found:
             continue
-        axes = frame(f"ASR of each trigger, {style.clean(label, 30)}", map(names.attack_name, curves))
         looks = (*style.SERIES, *style.IBAU)
+        curves = dict(list(found.items())[: len(looks)])
+        axes = frame(f"ASR of each trigger, {style.clean(label, 30)}", map(names.attack_name, curves))
         for (trigger, points), (colour, marker, dashes) in zip(curves.items(), looks, strict=False):
             name = style.clean(names.attack_name(trigger))
             axes.plot(
@@ -72,12 +79,13 @@ def by_trigger(series: Series) -> list[Plot]:
         name_axes(axes, "round (0: before the defense)", "ASR, %")
         style.legend(axes, [style.clean(names.attack_name(trigger)) for trigger in curves])
         told = f"ASR of each of {len(curves)} triggers after each round, {label}"
-        plots.append(Plot(f"asr-by-trigger-{place}", "rounds", told, axes.figure))
+        note = not_drawn((len(found) - len(curves), "trigger"))
+        plots.append(Plot(f"asr-by-trigger-{place}", "rounds", told, axes.figure, note))
     return plots
 
 
 def _trigger_curves(rows: Sequence[Row]) -> dict[str, dict[int, float]]:
-    """Trigger to round to mean ASR, of at most as many triggers as there are looks."""
+    """Trigger to round to mean ASR."""
     seen: dict[str, dict[int, list[float]]] = {}
     for row in rows:
         before = {each.attack: each.asr for each in row.triggers_before}
@@ -87,7 +95,6 @@ def _trigger_curves(rows: Sequence[Row]) -> dict[str, dict[int, float]]:
                 if known is not None:
                     seen.setdefault(str(trigger), {}).setdefault(index, []).append(known)
     kept = [(trigger, points) for trigger, points in seen.items() if max(points) > 0]
-    kept = kept[: len(style.SERIES) + len(style.IBAU)]
     return {
         trigger: {index: sum(each) / len(each) for index, each in sorted(points.items())} for trigger, points in kept
     }

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench.report import cases, names, style, sweep_files
+from bench.report import names, settings, style, sweep_files
 from bench.report.figures.series import Plot, Series, frame, metric_axis, name_axes, series
 from bench.report.groups import by, estimate, variants
 from bench.report.rows import Row
@@ -29,7 +29,7 @@ def curves(scored: Sequence[Row]) -> list[Plot]:
     """ASR and ACC along every axis that takes several values, the other axes held fixed."""
     plots: dict[str, list[Plot]] = {"asr": [], "acc": []}
     for axis, title, write, parts in _AXES:
-        rows, _ = cases.along(sweep_files.of(scored, *parts), axis)
+        rows, _ = settings.along(sweep_files.of(scored, *parts), axis)
         shown = series(rows, variants(rows))
         found = lines(shown, operator.attrgetter(axis))
         for metric in plots if found else ():
@@ -66,7 +66,8 @@ def curve(shown: Series, along: Along, metric: str, axis: Axis, section: str = "
     name_axes(axes, title, f"{metric_name}, %")
     style.legend(axes, [style.clean(label) for label in along])
     stem = f"{metric}-by-{name}".replace("_", "-")
-    return Plot(stem, section, f"{metric_name} against {title}, a line for each defense", axes.figure)
+    told = f"{metric_name} against {title}, a line for each defense"
+    return Plot(stem, section, told, axes.figure, shown.note())
 
 
 def _ticks_at(axes: Any, values: Sequence[float], write: Callable[[float | None], str]) -> None:

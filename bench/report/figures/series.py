@@ -17,12 +17,13 @@ MOST_VARIANTS = 12
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawn figure: its file's stem, the section it stands in, what it shows."""
+    """A drawn figure: its file's stem, the section it stands in, what it shows, and in ``note`` what it leaves out."""
 
     stem: str
     section: str
     label: str
     figure: Any
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,17 @@ class Series:
 
     def of(self, rows: dict[str, list[Row]]) -> Series:
         """The same looks for some of the rows."""
-        return Series(rows, self.looks)
+        return Series(rows, self.looks, self.left_out)
+
+    def note(self, *more: tuple[int, str]) -> str:
+        """What a figure of these does not draw: variants, and ``more``."""
+        return not_drawn((self.left_out, "variant"), *more)
+
+
+def not_drawn(*counts: tuple[int, str]) -> str:
+    """``Not drawn: 3 more variants, 1 more map.`` of counts and what they are of; empty where nothing is left out."""
+    told = [f"{count:,} more {name}{'s' * (count > 1)}" for count, name in counts if count > 0]
+    return f"Not drawn: {', '.join(told)}." if told else ""
 
 
 def series(rows: Sequence[Row], labels: Mapping[str, str]) -> Series:

@@ -21,14 +21,20 @@ _Lane = tuple[str, list[Row]]
 
 
 def spread(series: Series) -> list[Plot]:
-    """A figure each of ASR and ACC, a lane for each case and variant with at least ``FEWEST_RUNS`` runs."""
-    cases = _cases(series)
+    """A figure each of ASR and ACC, a lane for each case and variant with at least ``FEWEST_RUNS`` runs.
+
+    ``MOST_CASES`` cases are drawn.
+    """
+    found = _cases(series)
+    cases = dict(list(found.items())[:MOST_CASES])
+    note = series.note((len(found) - len(cases), "case"))
     plots = []
     for metric in ("asr", "acc") if cases else ():
         name = names.METRIC_NAMES[metric]
         figure = _draw(f"{name}, run by run", cases, series, metric)
         runs = sum(len(rows) for lanes in cases.values() for _, rows in lanes)
-        plots.append(Plot(f"{metric}-spread", "spread", f"{name} of {runs} runs, by attack case and defense", figure))
+        told = f"{name} of {runs} runs, by attack case and defense"
+        plots.append(Plot(f"{metric}-spread", "spread", told, figure, note))
     return plots
 
 
@@ -47,7 +53,7 @@ def _cases(series: Series) -> dict[str, list[_Lane]]:
     for name, keys in sorted(several.items(), key=lambda item: (_place(found[item[1][0]]), item[0])):
         for number, key in enumerate(keys, 1):
             told[f"{name} ({number})" if len(keys) > 1 else name] = found[key]
-    return dict(list(told.items())[:MOST_CASES])
+    return told
 
 
 def _place(lanes: Sequence[_Lane]) -> int:

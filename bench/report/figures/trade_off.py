@@ -25,7 +25,7 @@ def trade_off(series: Series) -> list[Plot]:
         name_axes(axes, "ASR, %", "ACC, %")
         style.legend(axes, [style.clean(label) for label in series.rows])
         told = f"Scatter of ACC against ASR after each defense, {len(points)} records"
-        plots.append(Plot("acc-asr", "trade-off", told, axes.figure))
+        plots.append(Plot("acc-asr", "trade-off", told, axes.figure, series.note()))
     timed = {
         label: kept
         for label, rows in series.rows.items()
@@ -34,13 +34,14 @@ def trade_off(series: Series) -> list[Plot]:
     if timed:
         axes = frame("Seconds against attack success", timed)
         axes.axvspan(-0.03, 0.2, color=style.GOOD, alpha=0.09, lw=0)
-        _scatter(axes, Series(timed, series.looks), "asr", "seconds")
+        _scatter(axes, series.of(timed), "asr", "seconds")
         axes.set_xlim(*metric_axis(axes.xaxis, "asr", []))
         seconds = [row.figures["seconds"] for rows in timed.values() for row in rows]
         _log_seconds(axes, seconds)
         name_axes(axes, "ASR, %", "seconds")
         style.legend(axes, [style.clean(label) for label in timed])
-        plots.append(Plot("seconds-asr", "trade-off", "Scatter of seconds against ASR after each defense", axes.figure))
+        told = "Scatter of seconds against ASR after each defense"
+        plots.append(Plot("seconds-asr", "trade-off", told, axes.figure, series.note()))
         plots.append(_bubbles(series))
     return plots
 
@@ -69,7 +70,8 @@ def _bubbles(series: Series) -> Plot:
     axes.set_ylim(*metric_axis(axes.yaxis, "acc", [acc for _, acc, _ in means.values() if acc is not None]))
     name_axes(axes, "ASR, %", "ACC, %")
     style.legend(axes, list(told.values()), marker_size=6)
-    return Plot("acc-asr-seconds", "trade-off", "Mean ACC, ASR and seconds of every defense", axes.figure)
+    shown = "Mean ACC, ASR and seconds of every defense"
+    return Plot("acc-asr-seconds", "trade-off", shown, axes.figure, series.note())
 
 
 def _scatter(axes: Any, series: Series, across: str, up: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from bench.report import names, style
 from bench.report.cases import attack_text
-from bench.report.figures.series import Plot
+from bench.report.figures.series import Plot, not_drawn
 from bench.report.groups import variants
 from bench.report.rows import Row, number
 
@@ -65,7 +65,8 @@ def planes(rows: Sequence[Row]) -> list[Plot]:
         told = f"{attack_text(row) if row.one_trigger else 'several triggers'}, {labels[row.id]}, seed {row.seed}"
         figure = _draw(points, style.clean(told, 70), row.tsne)
         label = f"t-SNE of the features of clean and triggered images before and after the defense, {told}"
-        plots.append(Plot(f"tsne-{place}", "tsne", label, figure))
+        note = not_drawn((len(found) - MOST, "record")) if place == MOST else ""
+        plots.append(Plot(f"tsne-{place}", "tsne", label, figure, note))
     return plots
 
 
