@@ -28,6 +28,7 @@ from bench.returned import checked
 from bench.scoring import TRACE_IMAGES, Estimate, Scorer, Scores, der
 from bench.seeds import derive_seed
 from bench.splits import split_test
+from bench.training import autocast_dtype
 from bench.tsne import lay_out
 from bench.victims import Victim, VictimStore
 from bench.watchdog import OverdueError
@@ -85,7 +86,7 @@ class CellRunner:
         victim = self._victims.get_or_train(cell, data, self._device)
         with self.scoring:
             before, visible = self._victims.scores(victim, scorer), scorer.visibility()
-        tracer, traced = scorer.sample(TRACE_IMAGES)
+        tracer, traced = scorer.sample(TRACE_IMAGES, autocast_dtype(self._device))
         first = Scores.of(before.outcomes.at(traced), scorer.names)
         return Prepared(data, split, scorer, victim, before, visible, tracer, first)
 
@@ -131,8 +132,8 @@ def run_cell(cell: Cell, prepared: Prepared, device: torch.device, scoring: Stop
         return Record(id=cell.id, cell=cell, status="timeout", reason=str(error), victim=figures)
     model = run.result.model
     with scoring:
-        known = {_fingerprint(prepared.victim.model): before, **run.scored}
-        after = known.get(_fingerprint(model)) or prepared.scorer.score(model)
+        untouched = _fingerprint(model) == _fingerprint(prepared.victim.model)
+        after = before if untouched else prepared.scorer.score(model)
         attacked = _of_the_attack(cell, before, after)
         gap = prepared.scorer.error_gap(model, clean, after) if len(clean.labels) else None
         evasion, tsne = _evasion(cell, prepared, model), _tsne(cell, prepared, model)
@@ -235,15 +236,11 @@ class _Trace:
     def __init__(self, prepared: Prepared, scoring: Stopwatch) -> None:
         self.rounds: list[dict[str, Any]] = []
         self.seconds_to_effect: float | None = None
-        self.scored: dict[str, Scores] = {}
-        """Fingerprint and scores of the last round's model, if it was scored on all images."""
         self._prepared, self._scoring = prepared, scoring
 
     def __call__(self, current: nn.Module, info: Mapping[str, Any], seconds: float) -> None:
         with self._scoring:
             scores = self._prepared.tracer.score(current)
-            if self._prepared.tracer.identity == self._prepared.scorer.identity:
-                self.scored = {_fingerprint(current): scores}
         if self.seconds_to_effect is None and has_effect(self._prepared.before_traced.acc, scores.acc, scores.asr):
             self.seconds_to_effect = seconds
         self.rounds.append({**_round_figures(scores), **jsonable(info), "elapsed_seconds": seconds})
@@ -256,7 +253,6 @@ class _Run(NamedTuple):
     peak_memory: int
     passes: Passes
     rounds: list[dict[str, Any]]
-    scored: dict[str, Scores]
 
 
 def _defend(
@@ -271,9 +267,7 @@ def _defend(
     trace = _Trace(prepared, scoring)
     work = DefenseRun(cell, prepared, clean, device, trace, micro_batch=micro_batch)
     result = checked(work.run(), str(cell.defense["name"]), _probe(prepared, device), prepared.data.num_classes)
-    return _Run(
-        result, work.seconds, trace.seconds_to_effect, work.peak_memory, work.passes, trace.rounds, trace.scored
-    )
+    return _Run(result, work.seconds, trace.seconds_to_effect, work.peak_memory, work.passes, trace.rounds)
 
 
 def _probe(prepared: Prepared, device: torch.device) -> Tensor:

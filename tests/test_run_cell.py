@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import subprocess
 import sys
@@ -17,14 +16,14 @@ from torch import Tensor, nn
 
 from adapters import defenses, models
 from adapters.protocols import Defense, DefenseContext, DefenseResult, LabelledImages, TrainingContext
-from bench import clock, run_cell
+from bench import clock, run_cell, scoring
 from bench.cells import Cell
 from bench.defense_run import Clock
 from bench.memory import PeakMemory
 from bench.provenance import Commit, commit, provenance
 from bench.records import Record
 from bench.run_cell import CellRunner, _Recent
-from bench.scoring import Scorer, Scores
+from bench.scoring import Scorer
 from bench.seeds import derive_seed
 from bench.splits import split_test
 
@@ -233,25 +232,23 @@ def test_rounds_are_scored_on_a_sample_and_what_comes_out_on_all(
     assert record.acc == scorer.score(runner.prepare(_cell(seed=1)).victim.model).acc
 
 
-@pytest.mark.parametrize(("do", "images", "times"), [("step", 2000, 2), ("step and change", 2000, 3), ("step", 10, 3)])
-def test_the_last_rounds_model_is_not_scored_twice(
-    runner: CellRunner, monkeypatch: pytest.MonkeyPatch, do: str, images: int, times: int
+def test_rounds_are_scored_in_the_precision_of_training_and_what_comes_out_in_float32(
+    runner: CellRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_cell, "TRACE_IMAGES", images)
-    cell = _cell(do, seed=2 + (images == 10))
-    prepared = runner.prepare(cell)
-    scored: list[nn.Module] = []
-    outcomes = Scorer.outcomes
+    monkeypatch.setattr(run_cell, "autocast_dtype", lambda device: torch.bfloat16)
+    cell = _cell("step", seed=2)
+    runner.prepare(cell)
+    seen: list[torch.dtype] = []
+    guess = scoring.predict
 
-    def score(self: Scorer, model: nn.Module) -> Any:
-        scored.append(copy.deepcopy(model))
-        return outcomes(self, model)
+    def predict(model: nn.Module, *rest: Any) -> Tensor:
+        seen.append(model(torch.zeros(1, 3, 16, 16)).dtype)
+        return guess(model, *rest)
 
-    monkeypatch.setattr(Scorer, "outcomes", score)
+    monkeypatch.setattr(scoring, "predict", predict)
     record = runner.run(cell)
-    assert len(scored) == times
-    assert record.acc == Scores.of(outcomes(prepared.scorer, scored[-1]), prepared.scorer.names).acc
-    assert record.asr == Scores.of(outcomes(prepared.scorer, scored[-1]), prepared.scorer.names).asr
+    assert len(record.rounds) == 2
+    assert seen == [torch.bfloat16] * 4 + [torch.float32] * 3  # two rounds; what comes out; the error gap
 
 
 def test_a_defense_gets_the_clean_set_and_nothing_of_the_attack(runner: CellRunner) -> None:
