@@ -200,11 +200,16 @@ def _grant(resources: Resources, cpus: list[float], gpus: list[float], max_concu
     if resources.alone and gpu == 0:
         cpu = max(cpus)  # every CPU of a node; a smaller node gets none, for its times would be another machine's
         note += ", each cell with a machine to itself"
-    workers = sum(int(count // cpu) for count in cpus)
+    workers = sum(fits(count, cpu) for count in cpus)
     if gpu:
         # A fraction of one GPU cannot be put together from two, nor several from two machines.
-        fit = [int(count // gpu) if gpu >= 1 else int(count) * int(1 // gpu) for count in gpus]
+        fit = [fits(count, gpu) if gpu >= 1 else int(count) * fits(1, gpu) for count in gpus]
         workers = min(workers, sum(fit))
     if workers < 1:
         raise UserError(f"resources.gpu: found {resources.gpu:g}; expected at most {total}, the GPUs there are")
     return Grant(cpu, gpu, resources.threads, min(workers, max_concurrent or workers), note)
+
+
+def fits(count: float, share: float) -> int:
+    """How many shares there are in ``count``: ten tenths in one, though 1 // 0.1 is 9."""
+    return math.floor(count / share + 1e-9)

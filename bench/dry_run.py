@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cells import Cell
+from bench.cluster import fits
 from bench.estimate import Estimate, Pace, earlier
 from bench.jobs import Job
 from bench.preflight import Checked
@@ -76,5 +77,5 @@ def _estimate(total: Estimate, records: int, workers: int) -> str:
 
 def _workers(plan: SweepPlan, options: Options) -> int:
     """How many cells fit on this machine's CPUs at once."""
-    fit = max(1, int((os.cpu_count() or 1) // plan.resources.cpu))
-    return min(fit, options.max_concurrent or fit)
+    most = max(1, fits(os.cpu_count() or 1, plan.resources.cpu))
+    return min(most, options.max_concurrent or most)

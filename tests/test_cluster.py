@@ -28,6 +28,9 @@ TESTS = Path(__file__).parent
     [
         ({"cpu": 1, "gpu": 0.25}, [16], [2], (1, 0.25, 8)),
         ({"cpu": 1, "gpu": 0.4}, [16], [2], (1, 0.4, 4)),  # two fit on one GPU
+        ({"cpu": 1, "gpu": 0.2}, [16], [1], (1, 0.2, 5)),  # though 1 // 0.2 is 4
+        ({"cpu": 1, "gpu": 0.1}, [16], [1], (1, 0.1, 10)),
+        ({"cpu": 0.1, "gpu": 0}, [1], [0], (0.1, 0, 10)),
         ({"cpu": 4, "gpu": 0.25}, [16], [2], (4, 0.25, 4)),
         ({"cpu": 2, "gpu": 0}, [3, 3], [0, 0], (2, 0, 2)),  # no cell has a CPU of each machine
         ({"cpu": 1, "gpu": 2}, [8, 8], [3, 3], (1, 2, 2)),
@@ -41,7 +44,7 @@ def test_what_a_cell_gets_and_how_many_run_at_once(
 ) -> None:
     grant = _grant(Resources(**resources), cpus, gpus, None)
     assert (grant.cpu, grant.gpu, grant.workers) == expected
-    assert grant.threads == resources["cpu"]
+    assert grant.threads == max(1, resources["cpu"])
     assert _grant(Resources(**resources), cpus, gpus, 1).workers == 1
 
 
