@@ -23,9 +23,9 @@ from bench.provenance import Commit
 from bench.records import Passes
 from bench.run_cell import CellRunner
 from bench.scoring import Scores
-from bench.timing import conftest, hardware
+from bench.timing import conftest, hardware, test_harness
 from bench.timing.effect import Stretch, explore, time_to_effect
-from bench.timing.floors import PassTimes
+from bench.timing.floors import Ceilings, PassTimes
 from bench.timing.parts import PARTS, network
 from bench.timing.scale import SCALES, name, one_a_dataset
 from ibau_defense import UniversalLoss
@@ -232,6 +232,50 @@ def test_the_scales_are_sweeps_that_load_and_whose_cells_have_names_of_their_own
         assert len({cell.dataset for cell in one_a_dataset(cells)}) == len(one_a_dataset(cells))
     small = {cell.defense["name"] for cell in SCALES["small"].cells(tmp_path)}
     assert small == set(defenses.DEFENSES) - {"none"}
+
+
+class FakeBenchmark:
+    """Does the work once."""
+
+    def __init__(self) -> None:
+        self.extra_info: dict[str, Any] = {}
+        self.given: tuple[Any, ...] = ()
+
+    def pedantic(self, work: Any, *, setup: Any, **more: Any) -> None:
+        self.given, _ = setup()
+        work(*self.given)
+
+
+def test_the_timing_of_training_tells_of_the_model_that_it_trained(
+    runner: CellRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(models.MODELS, "slow", Slow)
+    cell = Cell.model_validate(
+        {
+            "dataset": tiny_sweep.DATASET, "model": "slow", "attack": "badnets", "target": 1,
+            "poison_ratio": 0.2, "training": {"epochs": 1, "batch_size": 16}, "defense": {"name": "none"},
+        }
+    )  # fmt: skip
+    prepared = runner.prepare(cell)
+    before = replace(prepared.before, acc=0.123, asr=0.456)
+    prepares: Any = SimpleNamespace(prepare=lambda one: prepared._replace(before=before))
+    benchmark, ceilings = FakeBenchmark(), Ceilings(1.0, {"float32": 1.0, "bfloat16": 1.0})
+    test_harness.test_training(benchmark, cell, prepares, CPU, {}, ceilings)
+    after = prepared.scorer.score(*benchmark.given)
+    assert (benchmark.extra_info["acc"], benchmark.extra_info["asr"]) == (after.acc, after.asr)
+
+
+def test_the_folder_of_the_json_is_made_at_the_start(tmp_path: Path) -> None:
+    def configure(path: Path | None) -> None:
+        conftest.pytest_configure(SimpleNamespace(getoption=lambda *given: path))  # type: ignore[arg-type]
+
+    configure(None)
+    configure(tmp_path / "new" / "deep" / "digits.json")
+    assert (tmp_path / "new" / "deep").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(pytest.UsageError, match=r"^--benchmark-json: cannot write to .*file") as caught:
+        configure(tmp_path / "file" / "digits.json")
+    assert "\n" not in str(caught.value)
 
 
 def test_timings_of_other_hardware_are_refused_in_one_line() -> None:
