@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import ray
 import torch
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.search import Searcher
 
 from bench.cluster import Grant
@@ -26,6 +28,8 @@ from bench.worker import Worker
 
 Portable = Callable[[Record], Record]
 
+PLACE_SECONDS = 10.0
+"""How long a new worker has to say where it is."""
 RETRIES = 1
 """How often a job whose worker died is started again before it counts as failed."""
 
@@ -67,6 +71,11 @@ class CellTrainable(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         return {"done": True, **self._worker.do(self._job)}
 
+    def place(self) -> str:
+        """The machine and the device that this worker computes on: what its cells may have to share."""
+        device = os.environ.get("CUDA_VISIBLE_DEVICES", "all") if torch.cuda.is_available() else "cpu"
+        return f"{ray.get_runtime_context().get_node_id()} {device}"
+
 
 class _NotPickled:
     """Tune pickles what it is given, so that it could go on after a crash. We go on from our records instead."""
@@ -107,12 +116,14 @@ class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
         self._searcher, self._queue, self._outbox = searcher, searcher.queue, outbox
         self._portable, self._listener = portable, listener
         self.ledger = Ledger()
+        self._places: dict[Any, str] = {}
+        """Of each worker that was asked."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         job = self._searcher.jobs.get(trial.trial_id)
         if job is not None:
             self.ledger.first_start = self.ledger.first_start or time.monotonic()
-            self._queue.started(job)
+            self._queue.started(job, self._place(trial))
             self._listener.started(job)
 
     def on_trial_result(
@@ -142,6 +153,19 @@ class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._outbox.flush()
         self._listener.tick()
+
+    def _place(self, trial: Any) -> str:
+        """Where the worker of ``trial`` computes, which each is asked once; empty for one that does not say."""
+        worker = getattr(getattr(trial, "temporary_state", None), "ray_actor", None)
+        name = getattr(worker, "_actor_id", None)
+        if name is None:
+            return ""
+        if name not in self._places:
+            try:
+                self._places[name] = str(ray.get(worker.place.remote(), timeout=PLACE_SECONDS))
+            except RayError:  # it died, or is busy with something else
+                self._places[name] = ""
+        return self._places[name]
 
     def _fail(self, job: Job, why: str, seconds: float) -> None:
         """A record for the cell, or for every cell of the victim."""

@@ -98,9 +98,10 @@ class JobQueue:
         """A job to start now, or None: there is none, or all that are left wait for a victim."""
         return heapq.heappop(self._victims)[2] if self._victims else self._longest()
 
-    def started(self, job: Job) -> None:
+    def started(self, job: Job, place: str = "") -> None:
+        """``place``: where it runs, in the sense of ``Company``."""
         self.running[job.key] = job
-        self.company.started(job.key)
+        self.company.started(job.key, place)
 
     def finish(self, job: Job, seconds: float | None) -> None:
         """``job`` is done; ``seconds`` it took, if that says anything of the next one of its family."""

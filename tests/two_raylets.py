@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from fake_cells import cell
 
 from bench import cluster, engine
 from bench.cells import Cell
 from bench.jobs import Job, JobQueue
-from bench.provenance import Commit
+from bench.provenance import Commit, provenance
 from bench.records import Record, RecordStore
 from bench.spec import Resources
 
@@ -79,7 +80,8 @@ class Fake(engine.CellTrainable):  # type: ignore[misc]
             time.sleep(CELL_SECONDS)
         with self._log.open("a") as file:
             file.write(f"{Path.cwd().name} {one.id}\n")
-        line = Record(id=one.id, cell=one, status="ok", seconds=CELL_SECONDS).line()
+        source = provenance(torch.device("cpu"), Commit(None, None))
+        line = Record(id=one.id, cell=one, status="ok", seconds=CELL_SECONDS, provenance=source).line()
         return {"done": True, "seconds": CELL_SECONDS, "work": CELL_SECONDS, "record": line.decode()}
 
     def _awaited(self) -> bool:
@@ -116,7 +118,8 @@ def churn(raylets: Raylets, root: Path) -> dict[str, Any]:
     store = RecordStore(root / "results")
     ledger = engine.run_sweep(queue, grant, settings, store, lambda record: record, Churn(raylets))
     cluster.shutdown()
-    return {"workers": grant.workers, "statuses": ledger.statuses}
+    beside = max(record.provenance.cells_beside for record in store.read() if record.provenance)
+    return {"workers": grant.workers, "statuses": ledger.statuses, "beside": beside}
 
 
 def main() -> None:
