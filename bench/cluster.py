@@ -177,15 +177,27 @@ def _local_grant(resources: Resources, max_concurrent: int | None) -> Grant:
 
 
 def _cluster_grant(resources: Resources, max_concurrent: int | None) -> Grant:
+    cpus, gpus = _nodes()
+    most = max(cpus, default=0.0)
+    if resources.cpu > most:
+        shutdown()
+        raise UserError(f"resources.cpu: found {resources.cpu:g}; expected at most {most:g}, the largest node's CPUs")
+    return _grant(resources, cpus, gpus, max_concurrent)
+
+
+def live_workers(grant: Grant, max_concurrent: int | None) -> int:
+    """How many workers of ``grant`` the nodes have room for that are in the cluster now."""
+    room = _room(grant.cpu, grant.gpu, *_nodes())
+    return min(room, max_concurrent or room)
+
+
+def _nodes() -> tuple[list[float], list[float]]:
+    """The CPUs and the GPUs of each node of the cluster, as far as it is alive."""
     import ray
 
     nodes = [node.get("Resources", {}) for node in ray.nodes() if node.get("Alive")]
-    most = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
-    if resources.cpu > most:
-        ray.shutdown()
-        raise UserError(f"resources.cpu: found {resources.cpu:g}; expected at most {most:g}, the largest node's CPUs")
     cpus, gpus = ([float(node.get(kind, 0.0)) for node in nodes] for kind in ("CPU", "GPU"))
-    return _grant(resources, cpus, gpus, max_concurrent)
+    return cpus, gpus
 
 
 def _grant(resources: Resources, cpus: list[float], gpus: list[float], max_concurrent: int | None) -> Grant:
@@ -200,14 +212,19 @@ def _grant(resources: Resources, cpus: list[float], gpus: list[float], max_concu
     if resources.alone and gpu == 0:
         cpu = max(cpus)  # every CPU of a node; a smaller node gets none, for its times would be another machine's
         note += ", each cell with a machine to itself"
-    workers = sum(fits(count, cpu) for count in cpus)
-    if gpu:
-        # A fraction of one GPU cannot be put together from two, nor several from two machines.
-        fit = [fits(count, gpu) if gpu >= 1 else int(count) * fits(1, gpu) for count in gpus]
-        workers = min(workers, sum(fit))
+    workers = _room(cpu, gpu, cpus, gpus)
     if workers < 1:
         raise UserError(f"resources.gpu: found {resources.gpu:g}; expected at most {total}, the GPUs there are")
     return Grant(cpu, gpu, resources.threads, min(workers, max_concurrent or workers), note)
+
+
+def _room(cpu: float, gpu: float, cpus: list[float], gpus: list[float]) -> int:
+    """How many cells fit on nodes with so many ``cpus`` and ``gpus``."""
+    workers = sum(fits(count, cpu) for count in cpus)
+    if gpu:
+        # A fraction of one GPU cannot be put together from two, nor several from two machines.
+        workers = min(workers, sum(fits(count, gpu) if gpu >= 1 else int(count) * fits(1, gpu) for count in gpus))
+    return workers
 
 
 def fits(count: float, share: float) -> int:

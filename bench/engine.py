@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +29,8 @@ from bench.worker import Worker
 
 Portable = Callable[[Record], Record]
 
+COUNT_SECONDS = 5.0
+"""How often the workers that there are are counted."""
 PLACE_SECONDS = 10.0
 """How long a new worker has to say where it is."""
 RETRIES = 1
@@ -112,10 +115,14 @@ class QueueSearcher(_NotPickled, Searcher):  # type: ignore[misc]
 class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
     """Writes each record the moment its trial reports, and keeps queue, ledger and listener up to date."""
 
-    def __init__(self, searcher: QueueSearcher, outbox: Outbox, portable: Portable, listener: Listener) -> None:
+    def __init__(
+        self, searcher: QueueSearcher, outbox: Outbox, portable: Portable, listener: Listener, ledger: Ledger,
+        workers: Callable[[], int] = lambda: 1,
+    ) -> None:  # fmt: skip
         self._searcher, self._queue, self._outbox = searcher, searcher.queue, outbox
         self._portable, self._listener = portable, listener
-        self.ledger = Ledger()
+        self.ledger, self._workers, self._counted = ledger, workers, time.monotonic()
+        ledger.offer(workers())
         self._places: dict[Any, str] = {}
         """Of each worker that was asked."""
 
@@ -152,6 +159,10 @@ class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._outbox.flush()
+        if time.monotonic() > self._counted + COUNT_SECONDS:
+            with suppress(RayError):  # the cluster's head does not answer just now
+                self.ledger.offer(self._workers())
+            self._counted = time.monotonic()
         self._listener.tick()
 
     def _place(self, trial: Any) -> str:
@@ -199,21 +210,25 @@ def run_sweep(
     store: RecordStore,
     portable: Portable,
     listener: Listener,
+    ledger: Ledger,
     limit: int | None = None,
-) -> Ledger:
+    workers: Callable[[], int] | None = None,
+) -> None:
     """Run every job of ``queue`` on the Ray that is up; when this returns, each of its cells has its record.
 
     Where the disk takes no record, nothing new is started until it does; raises ``NoRoomError`` if it does not in time.
 
     Args:
         portable: gives a record the paths it is stored with.
+        ledger: what the workers did is entered here, whatever the end.
         limit: the most trials at once, where the cluster has room for more.
+        workers: how many workers there are now; by default as many as were granted.
     """
     # Tune would otherwise start one worker after the other, and keep only one idle worker for the next job.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(grant.workers)
     outbox = Outbox(store)
     searcher = QueueSearcher(queue, limit, outbox)
-    recorder = Recorder(searcher, outbox, portable, listener)
+    recorder = Recorder(searcher, outbox, portable, listener, ledger, workers or (lambda: grant.workers))
     scratch = store.folder / ".tune"
     shutil.rmtree(scratch, ignore_errors=True)
     trainable = tune.with_resources(
@@ -243,7 +258,6 @@ def run_sweep(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         outbox.close()
-    return recorder.ledger
 
 
 def _cause(trial: Any) -> str:

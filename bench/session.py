@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from bench import cluster, dry_run, manifest, preflight
+from bench import cluster, dry_run, ledger, manifest, preflight
 from bench.cells import Cell
 from bench.files import check_writable, portable
 from bench.jobs import JobQueue
+from bench.ledger import Ledger
 from bench.mirror import Mirror
 from bench.progress import Progress, duration
 from bench.provenance import commit
@@ -25,6 +27,8 @@ from bench.victims import VictimStore
 
 if TYPE_CHECKING:
     from bench.sweep import Options
+
+logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130
 TABLE_WIDTH = 120
@@ -40,6 +44,7 @@ class Session:
         if options.remote:
             self._mirror = self._store.mirror = Mirror(Remote(f"{options.remote}/{plan.name}"), folder)
         self._earlier: list[Record] = []
+        self._ledger = Ledger()
         self._start = time.monotonic()
 
     def run(self) -> int:
@@ -129,21 +134,37 @@ class Session:
         self._say(f"{len(left)} cells to compute, {queue.victims_left} victims to train; {self._where(grant)}")
         began = time.monotonic()
         limit = options.max_concurrent if options.address else None
-        with Progress(
-            self._console, queue, len(plan.cells), len(self._earlier), grant.workers, victims.epochs
-        ) as progress:
-            ledger = engine.run_sweep(queue, grant, settings, self._store, self._portable, progress, limit)
-        shares = ledger.shares(grant.workers)
-        busy = ""
+        live = (lambda: cluster.live_workers(grant, options.max_concurrent)) if options.address else None
+        try:
+            with Progress(
+                self._console, queue, len(plan.cells), len(self._earlier), grant.workers, victims.epochs
+            ) as progress:
+                engine.run_sweep(
+                    queue, grant, settings, self._store, self._portable, progress, self._ledger, limit, live
+                )
+        finally:  # after an interrupt or on a full disk too
+            self._account(len(left), began)
+        return self._end()
+
+    def _account(self, cells: int, began: float) -> None:
+        """Tell where the workers' time went, and keep it beside the records; nothing where no job has ended."""
+        if self._ledger.last_end is None:
+            return
+        done = sum(self._ledger.statuses.values())
+        shares, busy = self._ledger.shares(), ""
         if shares is not None:
             busy = f"; workers were busy {shares[0]:.0%} of it, {shares[1]:.0%} training and defending"
+        told = f"{done}" if done == cells else f"{done} of {cells}"
         self._say(
-            f"{len(left)} cells in {duration(time.monotonic() - began)}, after {duration(began - self._start)} of"
-            f" preparation; from the first job to the last {duration(ledger.wall)}{busy}"
+            f"{told} cells in {duration(time.monotonic() - began)}, after {duration(began - self._start)} of"
+            f" preparation; from the first job to the last {duration(self._ledger.wall)}{busy}"
         )
-        if overhead := ledger.overhead():
+        if overhead := self._ledger.overhead():
             self._say(overhead)
-        return self._end()
+        try:
+            ledger.keep(self._folder, self._ledger.entry(finished=done == cells))
+        except OSError as error:
+            logger.warning("%s cannot be written to (%s)", self._folder / ledger.FILE, error.strerror or error)
 
     def _where(self, grant: cluster.Grant) -> str:
         return f"{grant.workers} at a time, {grant.threads} thread(s) each, {grant.note}"

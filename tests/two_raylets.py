@@ -21,6 +21,7 @@ from fake_cells import cell
 from bench import cluster, engine
 from bench.cells import Cell
 from bench.jobs import Job, JobQueue
+from bench.ledger import Ledger
 from bench.provenance import Commit, provenance
 from bench.records import Record, RecordStore
 from bench.spec import Resources
@@ -113,13 +114,23 @@ def churn(raylets: Raylets, root: Path) -> dict[str, Any]:
     """What the cluster offered, and what the workers did where."""
     grant = cluster.start(Resources(cpu=1, gpu=0), raylets.address, None)
     engine.CellTrainable = Fake  # type: ignore[misc]
+    engine.COUNT_SECONDS = 0.2
     queue = JobQueue([cell("none", clean_size=n) for n in range(1, CELLS + 1)], lambda one: True, {})
     settings = engine.WorkerSettings(root, root, 1, Commit(None, None))
     store = RecordStore(root / "results")
-    ledger = engine.run_sweep(queue, grant, settings, store, lambda record: record, Churn(raylets))
-    cluster.shutdown()
+    ledger = Ledger()
+
+    def live() -> int:
+        return cluster.live_workers(grant, None)
+
+    engine.run_sweep(queue, grant, settings, store, lambda record: record, Churn(raylets), ledger, workers=live)
     beside = max(record.provenance.cells_beside for record in store.read() if record.provenance)
-    return {"workers": grant.workers, "statuses": ledger.statuses, "beside": beside}
+    counts, end = [count for _, count in ledger.offers], time.monotonic() + PATIENCE
+    while live() > 2 and time.monotonic() < end:  # Ray takes its time to believe that a raylet is dead
+        time.sleep(0.5)
+    counts.append(live())
+    cluster.shutdown()
+    return {"workers": grant.workers, "statuses": ledger.statuses, "beside": beside, "counts": counts}
 
 
 def main() -> None:
