@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,16 +50,16 @@ class ClusterStart(threading.Thread):
     The thread lives until ``stop``: the kernel ends Ray's processes together with the thread that started them.
     """
 
-    def __init__(self, resources: Resources, address: str | None, max_concurrent: int | None) -> None:
+    def __init__(self, resources: Sequence[Resources], address: str | None, max_concurrent: int | None) -> None:
         super().__init__(name="ray", daemon=True)
         self._request = resources, address, max_concurrent
-        self._grant: Grant | None = None
+        self._grants: list[Grant] | None = None
         self._error: BaseException | None = None
         self._settled, self._released = threading.Event(), threading.Event()
 
     def run(self) -> None:
         try:
-            self._grant = start(*self._request)
+            self._grants = start(*self._request)
             import ray.tune  # noqa: F401  (takes seconds too: better here than later)
         except BaseException as error:  # handed to whoever waits
             self._error = error
@@ -66,13 +67,13 @@ class ClusterStart(threading.Thread):
         self._released.wait()
         shutdown()
 
-    def wait(self) -> Grant:
+    def wait(self) -> list[Grant]:
         while not self._settled.wait(0.2):  # in steps, so that Ctrl-C gets through
             pass
         if self._error is not None:
             raise self._error
-        assert self._grant is not None
-        return self._grant
+        assert self._grants is not None
+        return self._grants
 
     def stop(self) -> None:
         """Shut Ray down, whatever state it is in."""
@@ -81,16 +82,19 @@ class ClusterStart(threading.Thread):
             self.join()
 
 
-def start(resources: Resources, address: str | None, max_concurrent: int | None) -> Grant:
-    """Start Ray on this machine, or join the cluster at ``address``; ``UserError`` where nothing answers."""
+def start(resources: Sequence[Resources], address: str | None, max_concurrent: int | None) -> list[Grant]:
+    """Start Ray on this machine, or join the cluster at ``address``; ``UserError`` where nothing answers.
+
+    There is room for each of ``resources`` in turn, which is what each grant is of.
+    """
     os.environ.update(QUIET)
     if address is None:
-        grant = _local_grant(resources, max_concurrent)
-        _start_here(grant)
-        return grant
+        grants = [_local_grant(one, max_concurrent) for one in resources]
+        _start_here(grants)
+        return grants
     check_address(address)
-    _join(resources, address)
-    return _cluster_grant(resources, max_concurrent)
+    _join(resources[0], address)
+    return [_cluster_grant(one, max_concurrent) for one in resources]
 
 
 def shutdown() -> None:
@@ -134,12 +138,12 @@ def _join(resources: Resources, address: str) -> None:
         raise UserError(f"--address: cannot join {address} ({failure[0]}); expected a Ray head node") from failure[0]
 
 
-def _start_here(grant: Grant) -> None:
-    cpus = max(1, math.ceil(grant.cpu * grant.workers))
+def _start_here(grants: Sequence[Grant]) -> None:
+    cpus = max(1, *(math.ceil(grant.cpu * grant.workers) for grant in grants))
     settings: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     for last in (False, True):  # on a busy machine Ray's daemons may miss the time that Ray gives them
         try:
-            return _init(grant, "local", num_cpus=cpus, **settings)
+            return _init(grants[0], "local", num_cpus=cpus, **settings)
         except Exception as error:
             shutdown()
             if getattr(error, "errno", None) is not None:  # of the disk or the network, told by its own name

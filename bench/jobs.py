@@ -49,6 +49,7 @@ class JobQueue:
         costs: victims' relative costs; the largest goes first.
         clean: the clean model, as a cell, that must be trained before the victim of a cell; None if it needs none. It
             is a victim job of its own, the first of all, lest many workers wait for the one that trains it.
+        ahead: cells of which only the victims are prepared. One that fails is nobody's end: its cells are not here.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class JobQueue:
         ready: Callable[[Cell], bool],
         costs: Mapping[str, float],
         clean: Callable[[Cell], Cell | None] = lambda cell: None,
+        ahead: Iterable[Cell] = (),
     ) -> None:
         self.durations = Durations()
         self.running: dict[str, Job] = {}
@@ -78,13 +80,17 @@ class JobQueue:
             self._waiting[victim].append(job)
             self._unfinished[job.family] += 1
             self.cells_left += 1
-        self._own = frozenset(self._waiting)
+        alone = {cell.victim_id: cell for cell in ahead if cell.victim_id not in self._waiting}
+        self._own = frozenset({*self._waiting, *alone})
         """Victims of cells, as against clean models that only a trigger is fitted to."""
         for victim, jobs in list(self._waiting.items()):
             if ready(jobs[0].cell):
                 self._release(victim)
             else:
                 self._add_victim(Job("victim", jobs[0].cell, victim, victim), clean(jobs[0].cell))
+        for victim, cell in alone.items():
+            if not ready(cell):
+                self._add_victim(Job("victim", cell, victim, victim), clean(cell))
 
     def recall(self, seconds: Iterable[tuple[Cell, float]]) -> None:
         """What cells of an earlier run took, for a first idea of what those of their families will.
@@ -124,7 +130,7 @@ class JobQueue:
         return jobs
 
     def finished(self) -> bool:
-        return self.cells_left == 0
+        return self.cells_left == 0 and self.victims_left == 0
 
     def seconds_left(self, workers: int) -> float | None:
         """What the remaining jobs will take, from what finished ones took; None while too little is known.

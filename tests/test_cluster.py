@@ -132,10 +132,10 @@ def test_a_ray_that_does_not_start_is_started_once_more(monkeypatch: pytest.Monk
         busy = _Busy(failures, late)
         monkeypatch.setattr(cluster, "_init", busy)
         if told is None:
-            cluster._start_here(Grant(1, 0, 1, 1))
+            cluster._start_here([Grant(1, 0, 1, 1)])
         else:
             with pytest.raises(UserError, match=told):
-                cluster._start_here(Grant(1, 0, 1, 1))
+                cluster._start_here([Grant(1, 0, 1, 1)])
         assert busy.tried == 2
 
 
@@ -143,5 +143,5 @@ def test_a_full_disk_is_not_told_as_rays_fault(monkeypatch: pytest.MonkeyPatch) 
     busy = _Busy(1, OSError(errno.ENOSPC, "No space left on device"))
     monkeypatch.setattr(cluster, "_init", busy)
     with pytest.raises(OSError, match="No space left"):
-        cluster._start_here(Grant(1, 0, 1, 1))
+        cluster._start_here([Grant(1, 0, 1, 1)])
     assert busy.tried == 1

@@ -127,8 +127,8 @@ class _Ready:
 
     def start(self) -> None: ...
 
-    def wait(self) -> cluster.Grant:
-        return cluster.Grant(1, 0, 1, 2)
+    def wait(self) -> list[cluster.Grant]:
+        return [cluster.Grant(1, 0, 1, 2)]
 
     def stop(self) -> None: ...
 
@@ -182,10 +182,11 @@ def test_records_hold_no_path_of_this_machine(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def grant() -> Iterator[cluster.Grant]:
-    starting = cluster.ClusterStart(spec.Resources(cpu=1, gpu=0), None, 2)
+    starting = cluster.ClusterStart([spec.Resources(cpu=1, gpu=0)], None, 2)
     starting.start()
     try:
-        yield starting.wait()
+        (found,) = starting.wait()
+        yield found
     finally:
         starting.stop()
 

@@ -112,7 +112,7 @@ class Churn:
 
 def churn(raylets: Raylets, root: Path) -> dict[str, Any]:
     """What the cluster offered, and what the workers did where."""
-    grant = cluster.start(Resources(cpu=1, gpu=0), raylets.address, None)
+    (grant,) = cluster.start([Resources(cpu=1, gpu=0)], raylets.address, None)
     engine.CellTrainable = Fake  # type: ignore[misc]
     engine.COUNT_SECONDS = 0.2
     queue = JobQueue([cell("none", clean_size=n) for n in range(1, CELLS + 1)], lambda one: True, {})
