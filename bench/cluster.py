@@ -195,6 +195,17 @@ def live_workers(grant: Grant, max_concurrent: int | None) -> int:
     return min(room, max_concurrent or room)
 
 
+def dead_nodes() -> set[str]:
+    """The ids of nodes that were in the cluster and are dead, as far as Ray knows and answers."""
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        return {str(node["NodeID"]) for node in ray.nodes() if not node.get("Alive")}
+    except RayError:
+        return set()
+
+
 def _nodes() -> tuple[list[float], list[float]]:
     """The CPUs and the GPUs of each node of the cluster, as far as it is alive."""
     import ray

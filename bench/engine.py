@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.tune.search import Searcher
 
+from bench import cluster
 from bench.cluster import Grant
 from bench.jobs import Job, JobQueue
 from bench.ledger import Ledger
@@ -35,6 +36,8 @@ PLACE_SECONDS = 10.0
 """How long a new worker has to say where it is."""
 RETRIES = 1
 """How often a job whose worker died is started again before it counts as failed."""
+NODE_DEATHS = 3
+"""How often besides, where a worker died with its machine."""
 
 
 @dataclass(frozen=True)
@@ -125,18 +128,24 @@ class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
         ledger.offer(workers())
         self._places: dict[Any, str] = {}
         """Of each worker that was asked."""
+        self._at: dict[str, str] = {}
+        """Where the trials that run do."""
+        self._deaths: dict[str, list[str]] = {}
+        """By job: the machines on which its workers died, empty where that is not known."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         job = self._searcher.jobs.get(trial.trial_id)
         if job is not None:
             self.ledger.first_start = self.ledger.first_start or time.monotonic()
-            self._queue.started(job, self._place(trial))
+            place = self._at[trial.trial_id] = self._place(trial)
+            self._queue.started(job, place)
             self._listener.started(job)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         job = self._searcher.jobs.pop(trial.trial_id, None)
+        self._at.pop(trial.trial_id, None)
         if job is None:
             return
         seconds = self.ledger.add(result)
@@ -153,9 +162,15 @@ class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
         self._done(job, status, seconds)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        job = self._searcher.jobs.pop(trial.trial_id, None)
-        if job is not None:
-            self._fail(job, f"its worker died {RETRIES + 1} times, the last time because: {_cause(trial)}", 0.0)
+        job, place = self._searcher.jobs.pop(trial.trial_id, None), self._at.pop(trial.trial_id, "")
+        if job is None:
+            return
+        machines = self._deaths.setdefault(job.key, [])
+        machines.append(place.partition(" ")[0])
+        if _may_go_on(machines):
+            self._queue.again(job)
+        else:
+            self._fail(job, f"its worker died {len(machines)} times, the last time because: {_cause(trial)}", 0.0)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._outbox.flush()
@@ -250,7 +265,7 @@ def run_sweep(
             callbacks=[recorder],
             # A trial has nothing to save; the save that is Tune's default would fail, and take the worker with it.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            failure_config=tune.FailureConfig(max_failures=0),  # the queue hands a lost job out again
         ),
     )
     try:
@@ -258,6 +273,17 @@ def run_sweep(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         outbox.close()
+
+
+def _may_go_on(machines: Sequence[str]) -> bool:
+    """Whether a job is started again whose workers died on ``machines``.
+
+    Ray's error does not tell a worker's death from its machine's, and Ray takes half a minute to believe in the latter.
+    So the last death counts as the worker's own, and earlier ones as their machines' where these are dead by now.
+    """
+    dead = cluster.dead_nodes()
+    own = sum(one not in dead for one in machines)
+    return own <= RETRIES and len(machines) - own <= NODE_DEATHS
 
 
 def _cause(trial: Any) -> str:

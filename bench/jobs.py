@@ -69,6 +69,7 @@ class JobQueue:
         self._victims: list[tuple[float, int, Job]] = []
         self._blocked: dict[str, list[Job]] = {}
         """Victims by the id of the clean model they wait for."""
+        self._again: list[Job] = []
         self._costs = costs
         self._unfinished: Counter[Family] = Counter()
         self.cells_left = 0
@@ -102,12 +103,20 @@ class JobQueue:
 
     def next(self) -> Job | None:
         """A job to start now, or None: there is none, or all that are left wait for a victim."""
+        if self._again:
+            return self._again.pop()
         return heapq.heappop(self._victims)[2] if self._victims else self._longest()
 
     def started(self, job: Job, place: str = "") -> None:
         """``place``: where it runs, in the sense of ``Company``."""
         self.running[job.key] = job
         self.company.started(job.key, place)
+
+    def again(self, job: Job) -> None:
+        """``job`` was lost with its worker, and is handed out before any other."""
+        self.running.pop(job.key, None)
+        self.company.ended(job.key)
+        self._again.append(job)
 
     def finish(self, job: Job, seconds: float | None) -> None:
         """``job`` is done; ``seconds`` it took, if that says anything of the next one of its family."""
