@@ -27,7 +27,7 @@ QUIET = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
 CONNECT_SECONDS = 8.0
-JOIN_SECONDS = 12.0
+JOIN_SECONDS = 60.0
 OBJECT_STORE_BYTES = 100 * 1024**2
 """Next to nothing goes through it: data sets are memory-mapped from the cache, records are small."""
 
