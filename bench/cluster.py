@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ QUIET = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
 CONNECT_SECONDS = 8.0
-JOIN_SECONDS = 12.0
+JOIN_SECONDS = 60.0
 OBJECT_STORE_BYTES = 100 * 1024**2
 """Next to nothing goes through it: data sets are memory-mapped from the cache, records are small."""
 
@@ -49,16 +50,16 @@ class ClusterStart(threading.Thread):
     The thread lives until ``stop``: the kernel ends Ray's processes together with the thread that started them.
     """
 
-    def __init__(self, resources: Resources, address: str | None, max_concurrent: int | None) -> None:
+    def __init__(self, resources: Sequence[Resources], address: str | None, max_concurrent: int | None) -> None:
         super().__init__(name="ray", daemon=True)
         self._request = resources, address, max_concurrent
-        self._grant: Grant | None = None
+        self._grants: list[Grant] | None = None
         self._error: BaseException | None = None
         self._settled, self._released = threading.Event(), threading.Event()
 
     def run(self) -> None:
         try:
-            self._grant = start(*self._request)
+            self._grants = start(*self._request)
             import ray.tune  # noqa: F401  (takes seconds too: better here than later)
         except BaseException as error:  # handed to whoever waits
             self._error = error
@@ -66,13 +67,13 @@ class ClusterStart(threading.Thread):
         self._released.wait()
         shutdown()
 
-    def wait(self) -> Grant:
+    def wait(self) -> list[Grant]:
         while not self._settled.wait(0.2):  # in steps, so that Ctrl-C gets through
             pass
         if self._error is not None:
             raise self._error
-        assert self._grant is not None
-        return self._grant
+        assert self._grants is not None
+        return self._grants
 
     def stop(self) -> None:
         """Shut Ray down, whatever state it is in."""
@@ -81,16 +82,19 @@ class ClusterStart(threading.Thread):
             self.join()
 
 
-def start(resources: Resources, address: str | None, max_concurrent: int | None) -> Grant:
-    """Start Ray on this machine, or join the cluster at ``address``; ``UserError`` where nothing answers."""
+def start(resources: Sequence[Resources], address: str | None, max_concurrent: int | None) -> list[Grant]:
+    """Start Ray on this machine, or join the cluster at ``address``; ``UserError`` where nothing answers.
+
+    There is room for each of ``resources`` in turn, which is what each grant is of.
+    """
     os.environ.update(QUIET)
     if address is None:
-        grant = _local_grant(resources, max_concurrent)
-        _start_here(grant)
-        return grant
+        grants = [_local_grant(one, max_concurrent) for one in resources]
+        _start_here(grants)
+        return grants
     check_address(address)
-    _join(resources, address)
-    return _cluster_grant(resources, max_concurrent)
+    _join(resources[0], address)
+    return [_cluster_grant(one, max_concurrent) for one in resources]
 
 
 def shutdown() -> None:
@@ -134,12 +138,12 @@ def _join(resources: Resources, address: str) -> None:
         raise UserError(f"--address: cannot join {address} ({failure[0]}); expected a Ray head node") from failure[0]
 
 
-def _start_here(grant: Grant) -> None:
-    cpus = max(1, math.ceil(grant.cpu * grant.workers))
+def _start_here(grants: Sequence[Grant]) -> None:
+    cpus = max(1, *(math.ceil(grant.cpu * grant.workers) for grant in grants))
     settings: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     for last in (False, True):  # on a busy machine Ray's daemons may miss the time that Ray gives them
         try:
-            return _init(grant, "local", num_cpus=cpus, **settings)
+            return _init(grants[0], "local", num_cpus=cpus, **settings)
         except Exception as error:
             shutdown()
             if getattr(error, "errno", None) is not None:  # of the disk or the network, told by its own name
@@ -177,15 +181,38 @@ def _local_grant(resources: Resources, max_concurrent: int | None) -> Grant:
 
 
 def _cluster_grant(resources: Resources, max_concurrent: int | None) -> Grant:
+    cpus, gpus = _nodes()
+    most = max(cpus, default=0.0)
+    if resources.cpu > most:
+        shutdown()
+        raise UserError(f"resources.cpu: found {resources.cpu:g}; expected at most {most:g}, the largest node's CPUs")
+    return _grant(resources, cpus, gpus, max_concurrent)
+
+
+def live_workers(grant: Grant, max_concurrent: int | None) -> int:
+    """How many workers of ``grant`` the nodes have room for that are in the cluster now."""
+    room = _room(grant.cpu, grant.gpu, *_nodes())
+    return min(room, max_concurrent or room)
+
+
+def dead_nodes() -> set[str]:
+    """The ids of nodes that were in the cluster and are dead, as far as Ray knows and answers."""
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        return {str(node["NodeID"]) for node in ray.nodes() if not node.get("Alive")}
+    except RayError:
+        return set()
+
+
+def _nodes() -> tuple[list[float], list[float]]:
+    """The CPUs and the GPUs of each node of the cluster, as far as it is alive."""
     import ray
 
     nodes = [node.get("Resources", {}) for node in ray.nodes() if node.get("Alive")]
-    most = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
-    if resources.cpu > most:
-        ray.shutdown()
-        raise UserError(f"resources.cpu: found {resources.cpu:g}; expected at most {most:g}, the largest node's CPUs")
     cpus, gpus = ([float(node.get(kind, 0.0)) for node in nodes] for kind in ("CPU", "GPU"))
-    return _grant(resources, cpus, gpus, max_concurrent)
+    return cpus, gpus
 
 
 def _grant(resources: Resources, cpus: list[float], gpus: list[float], max_concurrent: int | None) -> Grant:
@@ -200,11 +227,21 @@ def _grant(resources: Resources, cpus: list[float], gpus: list[float], max_concu
     if resources.alone and gpu == 0:
         cpu = max(cpus)  # every CPU of a node; a smaller node gets none, for its times would be another machine's
         note += ", each cell with a machine to itself"
-    workers = sum(int(count // cpu) for count in cpus)
-    if gpu:
-        # A fraction of one GPU cannot be put together from two, nor several from two machines.
-        fit = [int(count // gpu) if gpu >= 1 else int(count) * int(1 // gpu) for count in gpus]
-        workers = min(workers, sum(fit))
+    workers = _room(cpu, gpu, cpus, gpus)
     if workers < 1:
         raise UserError(f"resources.gpu: found {resources.gpu:g}; expected at most {total}, the GPUs there are")
     return Grant(cpu, gpu, resources.threads, min(workers, max_concurrent or workers), note)
+
+
+def _room(cpu: float, gpu: float, cpus: list[float], gpus: list[float]) -> int:
+    """How many cells fit on nodes with so many ``cpus`` and ``gpus``."""
+    workers = sum(fits(count, cpu) for count in cpus)
+    if gpu:
+        # A fraction of one GPU cannot be put together from two, nor several from two machines.
+        workers = min(workers, sum(fits(count, gpu) if gpu >= 1 else int(count) * fits(1, gpu) for count in gpus))
+    return workers
+
+
+def fits(count: float, share: float) -> int:
+    """How many shares there are in ``count``: ten tenths in one, though 1 // 0.1 is 9."""
+    return math.floor(count / share + 1e-9)

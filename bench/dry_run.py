@@ -8,12 +8,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from bench.cells import Cell
+from bench.cluster import fits
 from bench.estimate import Estimate, Pace, earlier
 from bench.jobs import Job
+from bench.phases import phases
 from bench.preflight import Checked
 from bench.progress import describe, duration
-from bench.spec import SweepPlan
+from bench.spec import Resources, SweepPlan
 
 if TYPE_CHECKING:
     from bench.sweep import Options
@@ -32,7 +36,14 @@ def lines(
         yield from _parts(plan, left)
     yield from _victims(left, victims, pace)
     yield f"dry run: {len(left)} cells would be computed, {len(victims)} victims trained; nothing was"
-    yield _estimate(pace.total(left, victims), len(records), _workers(plan, options))
+    stages = phases(plan, left)
+    if alone := sum(len(one.cells) for one in stages[1:]):
+        yield (
+            f"{alone} of them run after the others, each alone on a GPU, or without one on a machine, so that their"
+            " times can be compared; --set resources.alone=false gives them company"
+        )
+    totals = [pace.total(one.cells, victims if one is stages[0] else []) for one in stages]
+    yield _estimate(totals, [_workers(one.resources, options) for one in stages], len(records))
 
 
 def _parts(plan: SweepPlan, left: Sequence[Cell]) -> Iterator[str]:
@@ -64,17 +75,21 @@ def _victims(left: Sequence[Cell], missing: Sequence[Cell], pace: Pace) -> Itera
         yield f"  {describe(Job('victim', cell, name, name))} ({state}{told}): {listed or 'a trigger is fitted to it'}"
 
 
-def _estimate(total: Estimate, records: int, workers: int) -> str:
-    if not total.seconds:
+def _estimate(totals: Sequence[Estimate], workers: Sequence[int], records: int) -> str:
+    """Of phases that run one after the other, each on as many workers."""
+    spans = [total.seconds / count for total, count in zip(totals, workers, strict=True)]
+    if not any(spans):
         return "no estimate: no record of such cells under --out or in results/"
-    rest = f"; {total.unknown} jobs of a kind that no record tells of are left out" if total.unknown else ""
+    unknown = sum(total.unknown for total in totals)
+    rest = f"; {unknown} jobs of a kind that no record tells of are left out" if unknown else ""
+    where = " and then ".join(f"{count} worker(s)" for count in workers)
     return (
-        f"estimate: {duration(total.seconds / workers)} on {workers} worker(s), from {records} earlier records,"
+        f"estimate: {duration(sum(spans))} on {where}, from {records} earlier records,"
         f" whatever machine they come from{rest}"
     )
 
 
-def _workers(plan: SweepPlan, options: Options) -> int:
-    """How many cells fit on this machine's CPUs at once."""
-    fit = max(1, int((os.cpu_count() or 1) // plan.resources.cpu))
-    return min(fit, options.max_concurrent or fit)
+def _workers(resources: Resources, options: Options) -> int:
+    """How many cells fit at once: on this machine's CPUs, or of those that run alone on its GPUs."""
+    most = torch.cuda.device_count() if resources.alone else fits(os.cpu_count() or 1, resources.cpu)
+    return max(1, min(most, options.max_concurrent or most))

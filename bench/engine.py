@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import ray
 import torch
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.search import Searcher
 
+from bench import cluster
 from bench.cluster import Grant
 from bench.jobs import Job, JobQueue
 from bench.ledger import Ledger
@@ -26,8 +30,14 @@ from bench.worker import Worker
 
 Portable = Callable[[Record], Record]
 
+COUNT_SECONDS = 5.0
+"""How often the workers that there are are counted."""
+PLACE_SECONDS = 10.0
+"""How long a new worker has to say where it is."""
 RETRIES = 1
 """How often a job whose worker died is started again before it counts as failed."""
+NODE_DEATHS = 3
+"""How often besides, where a worker died with its machine."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,11 @@ class CellTrainable(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         return {"done": True, **self._worker.do(self._job)}
 
+    def place(self) -> str:
+        """The machine and the device that this worker computes on: what its cells may have to share."""
+        device = os.environ.get("CUDA_VISIBLE_DEVICES", "all") if torch.cuda.is_available() else "cpu"
+        return f"{ray.get_runtime_context().get_node_id()} {device}"
+
 
 class _NotPickled:
     """Tune pickles what it is given, so that it could go on after a crash. We go on from our records instead."""
@@ -103,22 +118,34 @@ class QueueSearcher(_NotPickled, Searcher):  # type: ignore[misc]
 class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
     """Writes each record the moment its trial reports, and keeps queue, ledger and listener up to date."""
 
-    def __init__(self, searcher: QueueSearcher, outbox: Outbox, portable: Portable, listener: Listener) -> None:
+    def __init__(
+        self, searcher: QueueSearcher, outbox: Outbox, portable: Portable, listener: Listener, ledger: Ledger,
+        workers: Callable[[], int] = lambda: 1,
+    ) -> None:  # fmt: skip
         self._searcher, self._queue, self._outbox = searcher, searcher.queue, outbox
         self._portable, self._listener = portable, listener
-        self.ledger = Ledger()
+        self.ledger, self._workers, self._counted = ledger, workers, time.monotonic()
+        ledger.offer(workers())
+        self._places: dict[Any, str] = {}
+        """Of each worker that was asked."""
+        self._at: dict[str, str] = {}
+        """Where the trials that run do."""
+        self._deaths: dict[str, list[str]] = {}
+        """By job: the machines on which its workers died, empty where that is not known."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         job = self._searcher.jobs.get(trial.trial_id)
         if job is not None:
             self.ledger.first_start = self.ledger.first_start or time.monotonic()
-            self._queue.started(job)
+            place = self._at[trial.trial_id] = self._place(trial)
+            self._queue.started(job, place)
             self._listener.started(job)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         job = self._searcher.jobs.pop(trial.trial_id, None)
+        self._at.pop(trial.trial_id, None)
         if job is None:
             return
         seconds = self.ledger.add(result)
@@ -135,13 +162,36 @@ class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
         self._done(job, status, seconds)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        job = self._searcher.jobs.pop(trial.trial_id, None)
-        if job is not None:
-            self._fail(job, f"its worker died {RETRIES + 1} times, the last time because: {_cause(trial)}", 0.0)
+        job, place = self._searcher.jobs.pop(trial.trial_id, None), self._at.pop(trial.trial_id, "")
+        if job is None:
+            return
+        machines = self._deaths.setdefault(job.key, [])
+        machines.append(place.partition(" ")[0])
+        if _may_go_on(machines):
+            self._queue.again(job)
+        else:
+            self._fail(job, f"its worker died {len(machines)} times, the last time because: {_cause(trial)}", 0.0)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._outbox.flush()
+        if time.monotonic() > self._counted + COUNT_SECONDS:
+            with suppress(RayError):  # the cluster's head does not answer just now
+                self.ledger.offer(self._workers())
+            self._counted = time.monotonic()
         self._listener.tick()
+
+    def _place(self, trial: Any) -> str:
+        """Where the worker of ``trial`` computes, which each is asked once; empty for one that does not say."""
+        worker = getattr(getattr(trial, "temporary_state", None), "ray_actor", None)
+        name = getattr(worker, "_actor_id", None)
+        if name is None:
+            return ""
+        if name not in self._places:
+            try:
+                self._places[name] = str(ray.get(worker.place.remote(), timeout=PLACE_SECONDS))
+            except RayError:  # it died, or is busy with something else
+                self._places[name] = ""
+        return self._places[name]
 
     def _fail(self, job: Job, why: str, seconds: float) -> None:
         """A record for the cell, or for every cell of the victim."""
@@ -175,21 +225,25 @@ def run_sweep(
     store: RecordStore,
     portable: Portable,
     listener: Listener,
+    ledger: Ledger,
     limit: int | None = None,
-) -> Ledger:
+    workers: Callable[[], int] | None = None,
+) -> None:
     """Run every job of ``queue`` on the Ray that is up; when this returns, each of its cells has its record.
 
     Where the disk takes no record, nothing new is started until it does; raises ``NoRoomError`` if it does not in time.
 
     Args:
         portable: gives a record the paths it is stored with.
+        ledger: what the workers did is entered here, whatever the end.
         limit: the most trials at once, where the cluster has room for more.
+        workers: how many workers there are now; by default as many as were granted.
     """
     # Tune would otherwise start one worker after the other, and keep only one idle worker for the next job.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(grant.workers)
     outbox = Outbox(store)
     searcher = QueueSearcher(queue, limit, outbox)
-    recorder = Recorder(searcher, outbox, portable, listener)
+    recorder = Recorder(searcher, outbox, portable, listener, ledger, workers or (lambda: grant.workers))
     scratch = store.folder / ".tune"
     shutil.rmtree(scratch, ignore_errors=True)
     trainable = tune.with_resources(
@@ -211,7 +265,7 @@ def run_sweep(
             callbacks=[recorder],
             # A trial has nothing to save; the save that is Tune's default would fail, and take the worker with it.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            failure_config=tune.FailureConfig(max_failures=0),  # the queue hands a lost job out again
         ),
     )
     try:
@@ -219,7 +273,17 @@ def run_sweep(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         outbox.close()
-    return recorder.ledger
+
+
+def _may_go_on(machines: Sequence[str]) -> bool:
+    """Whether a job is started again whose workers died on ``machines``.
+
+    Ray's error does not tell a worker's death from its machine's, and Ray takes half a minute to believe in the latter.
+    So the last death counts as the worker's own, and earlier ones as their machines' where these are dead by now.
+    """
+    dead = cluster.dead_nodes()
+    own = sum(one not in dead for one in machines)
+    return own <= RETRIES and len(machines) - own <= NODE_DEATHS
 
 
 def _cause(trial: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,8 @@ class IncludingFile(Frozen):
     """The keys of a file that includes others; its cells are theirs, and so are ``seeds`` and ``budgets``.
 
     ``include``: paths, seen from the file's own folder. ``resources`` are those of every cell, whatever the included
-    files ask for when they are run by themselves.
+    files ask for when they are run by themselves; but where this file does not say ``alone``, cells of a file that
+    does run under the resources of that file, after the others (``bench.phases``).
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -43,6 +45,8 @@ def load(path: Path, overrides: Sequence[str], data_root: Path, budget: str | No
     file = _including(tree, own)
     rest = [text for text in overrides if text not in own]
     parts = tuple(_part(one, path, rest, data_root, budget) for one in _leaves(path, file, ()))
+    if "alone" in file.resources.model_fields_set:
+        parts = tuple(_with_alone(part, file.resources.alone) for part in parts)
     _check_distinct(parts)
     cells = {cell.id: cell for part in parts for cell in part.cells}
     shared = set.intersection(*(set(part.sources.items()) for part in parts))
@@ -84,6 +88,10 @@ def _leaves(path: Path, file: IncludingFile, above: tuple[Path, ...]) -> Iterato
 def _part(path: Path, root: Path, overrides: Sequence[str], data_root: Path, budget: str | None) -> SweepPlan:
     with in_file(path):
         return spec.load(path, overrides, data_root, budget)
+
+
+def _with_alone(part: SweepPlan, alone: bool) -> SweepPlan:
+    return replace(part, resources=part.resources.model_copy(update={"alone": alone}))
 
 
 def _check_distinct(parts: Sequence[SweepPlan]) -> None:

@@ -49,6 +49,7 @@ class JobQueue:
         costs: victims' relative costs; the largest goes first.
         clean: the clean model, as a cell, that must be trained before the victim of a cell; None if it needs none. It
             is a victim job of its own, the first of all, lest many workers wait for the one that trains it.
+        ahead: cells of which only the victims are prepared. One that fails is nobody's end: its cells are not here.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class JobQueue:
         ready: Callable[[Cell], bool],
         costs: Mapping[str, float],
         clean: Callable[[Cell], Cell | None] = lambda cell: None,
+        ahead: Iterable[Cell] = (),
     ) -> None:
         self.durations = Durations()
         self.running: dict[str, Job] = {}
@@ -67,6 +69,7 @@ class JobQueue:
         self._victims: list[tuple[float, int, Job]] = []
         self._blocked: dict[str, list[Job]] = {}
         """Victims by the id of the clean model they wait for."""
+        self._again: list[Job] = []
         self._costs = costs
         self._unfinished: Counter[Family] = Counter()
         self.cells_left = 0
@@ -78,13 +81,17 @@ class JobQueue:
             self._waiting[victim].append(job)
             self._unfinished[job.family] += 1
             self.cells_left += 1
-        self._own = frozenset(self._waiting)
+        alone = {cell.victim_id: cell for cell in ahead if cell.victim_id not in self._waiting}
+        self._own = frozenset({*self._waiting, *alone})
         """Victims of cells, as against clean models that only a trigger is fitted to."""
         for victim, jobs in list(self._waiting.items()):
             if ready(jobs[0].cell):
                 self._release(victim)
             else:
                 self._add_victim(Job("victim", jobs[0].cell, victim, victim), clean(jobs[0].cell))
+        for victim, cell in alone.items():
+            if not ready(cell):
+                self._add_victim(Job("victim", cell, victim, victim), clean(cell))
 
     def recall(self, seconds: Iterable[tuple[Cell, float]]) -> None:
         """What cells of an earlier run took, for a first idea of what those of their families will.
@@ -96,11 +103,20 @@ class JobQueue:
 
     def next(self) -> Job | None:
         """A job to start now, or None: there is none, or all that are left wait for a victim."""
+        if self._again:
+            return self._again.pop()
         return heapq.heappop(self._victims)[2] if self._victims else self._longest()
 
-    def started(self, job: Job) -> None:
+    def started(self, job: Job, place: str = "") -> None:
+        """``place``: where it runs, in the sense of ``Company``."""
         self.running[job.key] = job
-        self.company.started(job.key)
+        self.company.started(job.key, place)
+
+    def again(self, job: Job) -> None:
+        """``job`` was lost with its worker, and is handed out before any other."""
+        self.running.pop(job.key, None)
+        self.company.ended(job.key)
+        self._again.append(job)
 
     def finish(self, job: Job, seconds: float | None) -> None:
         """``job`` is done; ``seconds`` it took, if that says anything of the next one of its family."""
@@ -123,7 +139,7 @@ class JobQueue:
         return jobs
 
     def finished(self) -> bool:
-        return self.cells_left == 0
+        return self.cells_left == 0 and self.victims_left == 0
 
     def seconds_left(self, workers: int) -> float | None:
         """What the remaining jobs will take, from what finished ones took; None while too little is known.

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from adapters.errors import UserError
-from bench import manifest, pictures
+from bench import ledger, manifest, pictures
 from bench.files import make_folder, write_atomically
 from bench.records import FILE, Record, RecordStore
 from bench.remote import Remote
@@ -76,9 +76,9 @@ class Mirror:
         self.remote.write(f"{OBJECTS}/{_name(record)}", stored.line())
 
     def push(self) -> None:
-        """Put ``records.jsonl``, ``sweep.json`` and the report, for readers; what another machine put goes."""
+        """Put ``records.jsonl``, ``sweep.json``, ``ledger.json`` and the report; what another machine put goes."""
         plots = (f"plots/{path.name}" for path in sorted((self._folder / "plots").glob("*")))
-        for name in (FILE, manifest.FILE, *REPORT, *plots):
+        for name in (FILE, manifest.FILE, ledger.FILE, *REPORT, *plots):
             path = self._folder / name
             if path.is_file():
                 self.remote.write(name, path.read_bytes())

@@ -58,17 +58,17 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Watches a queue. ``total`` counts all cells of the sweep, ``earlier`` those that had their record before.
+    """Watches a queue. ``total`` counts all cells of the sweep, ``later`` those that come after the queue's.
 
     ``epochs``: (epochs done, epochs) of the victim of a cell in training, as far as is known.
     """
 
     def __init__(
-        self, console: Console, queue: JobQueue, total: int, earlier: int, workers: int,
+        self, console: Console, queue: JobQueue, total: int, later: int, workers: int,
         epochs: Callable[[Cell], tuple[int, int] | None] = lambda cell: None,
     ) -> None:  # fmt: skip
         self._console, self._queue, self._workers, self._epochs = console, queue, workers, epochs
-        self._total, self._earlier = total, earlier
+        self._total, self._later = total, later
         self._start = time.monotonic()
         self._since: dict[str, tuple[Job, float]] = {}
         self._failed = 0
@@ -111,7 +111,7 @@ class Progress:
         return f"{describe(job)}, {known[0]} of {known[1]} epochs" if known else describe(job)
 
     def _counts(self) -> str:
-        left = self._queue.cells_left
+        left = self._queue.cells_left + self._later
         done = self._total - left
         victims = f", {self._queue.victims_left} victims to prepare" if self._queue.victims_left else ""
         failed = f", {self._failed} failed" if self._failed else ""
@@ -120,10 +120,11 @@ class Progress:
 
     def _eta(self) -> str:
         seconds = self._queue.seconds_left(self._workers)
-        return "time left not known yet" if seconds is None else f"about {duration(seconds)} left"
+        after = f" before {self._later} run alone" if self._later else ""
+        return f"time left{after} not known yet" if seconds is None else f"about {duration(seconds)} left{after}"
 
     def _render(self) -> Group:
-        done = self._total - self._queue.cells_left
+        done = self._total - self._queue.cells_left - self._later
         rows = Table.grid(padding=(0, 2))
         now = time.monotonic()
         for job, since in list(self._since.values())[:SHOWN]:

@@ -117,7 +117,8 @@ class Provenance(Origin):
     """Where a record comes from. Nothing of it enters the cell's id."""
 
     cells_beside: int = 0
-    """The largest number of other cells that ran on the same cluster at any time during this one."""
+    """The largest number of other jobs that ran on the same GPU, or without one on the same machine, at any time during
+    this one; in older records, on the same cluster."""
     started: str
     """UTC, ISO 8601."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from bench import cluster, dry_run, manifest, preflight
+from bench import cluster, dry_run, ledger, manifest, preflight
 from bench.cells import Cell
 from bench.files import check_writable, portable
 from bench.jobs import JobQueue
+from bench.ledger import Ledger
 from bench.mirror import Mirror
+from bench.phases import Phase, phases
 from bench.progress import Progress, duration
 from bench.provenance import commit
 from bench.records import Record, RecordStore
@@ -25,6 +28,8 @@ from bench.victims import VictimStore
 
 if TYPE_CHECKING:
     from bench.sweep import Options
+
+logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130
 TABLE_WIDTH = 120
@@ -40,6 +45,7 @@ class Session:
         if options.remote:
             self._mirror = self._store.mirror = Mirror(Remote(f"{options.remote}/{plan.name}"), folder)
         self._earlier: list[Record] = []
+        self._ledger = Ledger()
         self._start = time.monotonic()
 
     def run(self) -> int:
@@ -61,12 +67,12 @@ class Session:
         if options.address:
             cluster.check_address(options.address)
         preflight.check_names(plan)
-        starting = cluster.ClusterStart(plan.resources, options.address, options.max_concurrent)
+        parts = phases(plan, left)
+        starting = cluster.ClusterStart([one.resources for one in parts], options.address, options.max_concurrent)
         try:
             starting.start()
             checked = preflight.check_data(plan, options.cache)
-            grant = starting.wait()
-            return self._compute(left, checked, grant)
+            return self._compute(parts, checked, starting.wait())
         except KeyboardInterrupt:
             done = len(plan.cells) - len(self._left())
             self._say(
@@ -111,39 +117,70 @@ class Session:
         clean = [store.clean_model_to_train(cell, checked.shapes[cell.dataset]) for cell in missing]
         return list({cell.victim_id: cell for cell in [*clean, *missing] if cell is not None}.values())
 
-    def _compute(self, left: Sequence[Cell], checked: preflight.Checked, grant: cluster.Grant) -> int:
+    def _compute(self, parts: Sequence[Phase], checked: preflight.Checked, grants: Sequence[cluster.Grant]) -> int:
+        began, cells = time.monotonic(), sum(len(part.cells) for part in parts)
+        later = cells
+        try:
+            for part, grant in zip(parts, grants, strict=True):
+                later -= len(part.cells)
+                self._run(part, checked, grant, later)
+        finally:  # after an interrupt or on a full disk too
+            self._account(cells, cells - len(parts[0].cells), began)
+        return self._end()
+
+    def _run(self, part: Phase, checked: preflight.Checked, grant: cluster.Grant, later: int) -> None:
+        """Compute the cells of one phase; ``later``: how many those to come have."""
         from bench import engine  # imports Ray Tune
 
-        plan, options = self._plan, self._options
-        victims = VictimStore(options.cache)
+        options, victims = self._options, VictimStore(self._options.cache)
+        queue = self._queue(part, checked, victims)
+        if queue.finished():
+            return
+        if queue.victims_left:
+            check_writable(options.cache, "--cache")
+        settings = engine.WorkerSettings(self._plan.data_root, options.cache, grant.threads, commit())
+        after = f", {later} alone after them" if later else ""
+        self._say(
+            f"{len(part.cells)} cells to compute{after}, {queue.victims_left} victims to train; {self._where(grant)}"
+        )
+        live = (lambda: cluster.live_workers(grant, options.max_concurrent)) if options.address else None
+        with Progress(self._console, queue, len(self._plan.cells), later, grant.workers, victims.epochs) as progress:
+            engine.run_sweep(
+                queue, grant, settings, self._store, self._portable, progress, self._ledger,
+                options.max_concurrent, live,
+            )  # fmt: skip
+
+    def _queue(self, part: Phase, checked: preflight.Checked, victims: VictimStore) -> JobQueue:
         queue = JobQueue(
-            left,
+            part.cells,
             victims.has,
             checked.costs,
             lambda cell: victims.clean_model_to_train(cell, checked.shapes[cell.dataset]),
+            part.ahead,
         )
         queue.recall((record.cell, record.seconds) for record in self._earlier if record.seconds is not None)
-        if queue.victims_left:
-            check_writable(options.cache, "--cache")
-        settings = engine.WorkerSettings(plan.data_root, options.cache, grant.threads, commit())
-        self._say(f"{len(left)} cells to compute, {queue.victims_left} victims to train; {self._where(grant)}")
-        began = time.monotonic()
-        limit = options.max_concurrent if options.address else None
-        with Progress(
-            self._console, queue, len(plan.cells), len(self._earlier), grant.workers, victims.epochs
-        ) as progress:
-            ledger = engine.run_sweep(queue, grant, settings, self._store, self._portable, progress, limit)
-        shares = ledger.shares(grant.workers)
-        busy = ""
+        return queue
+
+    def _account(self, cells: int, alone: int, began: float) -> None:
+        """Tell where the workers' time went, and keep it beside the records; nothing where no job has ended."""
+        if self._ledger.last_end is None:
+            return
+        done = sum(self._ledger.statuses.values())
+        shares, busy = self._ledger.shares(), ""
         if shares is not None:
             busy = f"; workers were busy {shares[0]:.0%} of it, {shares[1]:.0%} training and defending"
+        told = f"{done}" if done == cells else f"{done} of {cells}"
+        apart = f", {alone} of them alone after the others," if alone and done == cells else ""
         self._say(
-            f"{len(left)} cells in {duration(time.monotonic() - began)}, after {duration(began - self._start)} of"
-            f" preparation; from the first job to the last {duration(ledger.wall)}{busy}"
+            f"{told} cells{apart} in {duration(time.monotonic() - began)}, after {duration(began - self._start)} of"
+            f" preparation; from the first job to the last {duration(self._ledger.wall)}{busy}"
         )
-        if overhead := ledger.overhead():
+        if overhead := self._ledger.overhead():
             self._say(overhead)
-        return self._end()
+        try:
+            ledger.keep(self._folder, self._ledger.entry(finished=done == cells))
+        except OSError as error:
+            logger.warning("%s cannot be written to (%s)", self._folder / ledger.FILE, error.strerror or error)
 
     def _where(self, grant: cluster.Grant) -> str:
         return f"{grant.workers} at a time, {grant.threads} thread(s) each, {grant.note}"

@@ -28,6 +28,9 @@ TESTS = Path(__file__).parent
     [
         ({"cpu": 1, "gpu": 0.25}, [16], [2], (1, 0.25, 8)),
         ({"cpu": 1, "gpu": 0.4}, [16], [2], (1, 0.4, 4)),  # two fit on one GPU
+        ({"cpu": 1, "gpu": 0.2}, [16], [1], (1, 0.2, 5)),  # though 1 // 0.2 is 4
+        ({"cpu": 1, "gpu": 0.1}, [16], [1], (1, 0.1, 10)),
+        ({"cpu": 0.1, "gpu": 0}, [1], [0], (0.1, 0, 10)),
         ({"cpu": 4, "gpu": 0.25}, [16], [2], (4, 0.25, 4)),
         ({"cpu": 2, "gpu": 0}, [3, 3], [0, 0], (2, 0, 2)),  # no cell has a CPU of each machine
         ({"cpu": 1, "gpu": 2}, [8, 8], [3, 3], (1, 2, 2)),
@@ -41,7 +44,7 @@ def test_what_a_cell_gets_and_how_many_run_at_once(
 ) -> None:
     grant = _grant(Resources(**resources), cpus, gpus, None)
     assert (grant.cpu, grant.gpu, grant.workers) == expected
-    assert grant.threads == resources["cpu"]
+    assert grant.threads == max(1, resources["cpu"])
     assert _grant(Resources(**resources), cpus, gpus, 1).workers == 1
 
 
@@ -68,7 +71,9 @@ def test_a_raylet_that_joins_is_used_and_one_that_dies_loses_no_record(tmp_path:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads((tmp_path / "churn.json").read_text())
-    assert told == {"workers": 2, "statuses": {"ok": 60}}
+    counts = told.pop("counts")
+    assert told == {"workers": 2, "statuses": {"ok": 60}, "beside": 0}  # each raylet has room for one cell
+    assert (counts[:2], counts[-1]) == ([2, 3], 2), "a raylet joined, and one died"
     store = RecordStore(tmp_path / "results")
     assert len(store.path.read_bytes().splitlines()) == len({one.id for one in store.read()}) == 60
     places = [line.split() for line in (tmp_path / "places").read_text().splitlines()]
@@ -127,10 +132,10 @@ def test_a_ray_that_does_not_start_is_started_once_more(monkeypatch: pytest.Monk
         busy = _Busy(failures, late)
         monkeypatch.setattr(cluster, "_init", busy)
         if told is None:
-            cluster._start_here(Grant(1, 0, 1, 1))
+            cluster._start_here([Grant(1, 0, 1, 1)])
         else:
             with pytest.raises(UserError, match=told):
-                cluster._start_here(Grant(1, 0, 1, 1))
+                cluster._start_here([Grant(1, 0, 1, 1)])
         assert busy.tried == 2
 
 
@@ -138,5 +143,5 @@ def test_a_full_disk_is_not_told_as_rays_fault(monkeypatch: pytest.MonkeyPatch) 
     busy = _Busy(1, OSError(errno.ENOSPC, "No space left on device"))
     monkeypatch.setattr(cluster, "_init", busy)
     with pytest.raises(OSError, match="No space left"):
-        cluster._start_here(Grant(1, 0, 1, 1))
+        cluster._start_here([Grant(1, 0, 1, 1)])
     assert busy.tried == 1

@@ -113,6 +113,22 @@ def test_a_dry_run_lists_files_victims_and_cells(place: Path, capsys: pytest.Cap
     assert not (place / "runs").exists()
 
 
+def test_a_dry_run_tells_of_cells_that_run_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = {"poison_ratio": [0.3, 0.5], "defense": ["none"]}
+    alone = {"cpu": 1, "gpu": 0, "alone": True}
+    tiny_sweep.write(place, tiny_sweep.tree(name="two", grid=grid, resources=alone), "two.yaml")
+    assert (
+        "2 of them run after the others, each alone on a GPU, or without one on a machine"
+        in _dry_run(place, capsys)[-2]
+    )
+
+
+def test_an_estimate_adds_what_runs_one_after_the_other() -> None:
+    told = dry_run._estimate([estimate.Estimate(60.0, 1), estimate.Estimate(30.0, 2)], [2, 1], 9)
+    assert told.startswith("estimate: 1:00 on 2 worker(s) and then 1 worker(s), from 9 earlier records")
+    assert "; 3 jobs of a kind that no record tells of are left out" in told
+
+
 def test_a_dry_run_estimates_from_records(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from bench import includes
 

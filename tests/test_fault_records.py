@@ -9,12 +9,13 @@ import pytest
 
 from adapters.errors import UserError
 from bench.report.embed import embed
-from bench.report.faults import FaultRecord, markdown, put, read
+from bench.report.faults import FaultRecord, forget, markdown, put, read
 
 
 def _record(fault: str = "driver killed", **changes: Any) -> FaultRecord:
     tree: dict[str, Any] = {
-        "fault": fault, "how": "SIGKILL.", "injected": 3, "expected": 10, "lost": 0, "doubled": 0, "others": 9,
+        "test": f"test of {fault}", "fault": fault, "how": "SIGKILL.", "injected": 3,
+        "expected": 10, "lost": 0, "doubled": 0, "others": 9,
         "seen": ("interrupted", "~~~ <script>"), "after": "The same command.", "commit": "c0ffee1234", "dirty": False,
         "hardware": "a processor", "torch": "2.0",
     }  # fmt: skip
@@ -45,9 +46,27 @@ def test_a_block_is_filled_from_the_records(tmp_path: Path) -> None:
     assert embed(filled, tmp_path) == filled
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"schema": 1}\n'])
-def test_what_is_no_record_of_a_fault_is_one_line(content: str | None, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / "records.jsonl").write_text(content)
+def test_where_nothing_was_injected_the_document_says_so(tmp_path: Path) -> None:
+    text = "<!-- faults: results/faults -->\nold\n<!-- /faults -->\n"
+    assert (
+        embed(text, tmp_path) == "<!-- faults: results/faults -->\n*No faults are committed yet.*\n<!-- /faults -->\n"
+    )
+
+
+def test_what_is_injected_again_leaves_no_old_record(tmp_path: Path) -> None:
+    names = ("driver killed", "disk full", "clock jumps")
+    for name in names:
+        put(tmp_path, _record(name))
+    forget(tmp_path, {"test of disk full", "test of something else"})
+    assert [one.fault for one in read(tmp_path)] == ["driver killed", "clock jumps"]
+    forget(tmp_path, None)
+    assert read(tmp_path) == []
+    forget(tmp_path / "nowhere", None)
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("content", ["{", '{"schema": 1}\n'])
+def test_what_is_no_record_of_a_fault_is_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_text(content)
     with pytest.raises(UserError, match="expected"):
         read(tmp_path)

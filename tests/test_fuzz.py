@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adapters.errors import UserError
-from bench import includes, sweep
+from bench import includes, spec, sweep
 from bench.cells import Cell
 from bench.records import Record, RecordStore
 from bench.report import rows
@@ -88,11 +88,17 @@ TOKENS = [
 texts = st.lists(st.sampled_from(TOKENS) | st.text(max_size=3), max_size=25).map("".join)
 
 
+MOST = 2000
+"""Combinations of an example: more would show nothing else, and take minutes to expand."""
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("fuzz")
     tiny_sweep.write_images(folder / "data")
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spec, "MAX_COMBINATIONS", MOST)
+        yield folder
 
 
 def _is_ours(error: UserError) -> None:
@@ -110,6 +116,7 @@ def _load(place: Path, text: str, *overrides: str) -> None:
         _is_ours(error)
         return
     assert plan.cells or not plan.combinations
+    assert plan.combinations <= MOST
     for cell in plan.cells[:3]:
         assert Cell.model_validate_json(cell.model_dump_json()) == cell
         assert len(cell.id) == 16
@@ -117,6 +124,7 @@ def _load(place: Path, text: str, *overrides: str) -> None:
 
 @given(tree=sweep_trees())
 @example(tree=tiny_sweep.tree(name="~nobody/x"))
+@example(tree=tiny_sweep.tree(seeds=MOST))
 def test_any_sweep_file_is_a_plan_or_an_error_of_ours(place: Path, tree: Any) -> None:
     _load(place, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 

@@ -14,8 +14,9 @@ import tiny_sweep
 
 from adapters.errors import UserError
 from bench import includes, manifest, preflight, sweep, yamlfile
+from bench.phases import phases
 from bench.records import RecordStore
-from bench.spec import SweepPlan
+from bench.spec import Resources, SweepPlan
 
 BUDGET = {"reductions": "One  ratio\ninstead of two.", "set": {"grid.poison_ratio": [0.1], "cell.clean_size": 6}}
 
@@ -84,6 +85,47 @@ def test_a_key_of_the_cell_takes_the_place_of_its_axis() -> None:
     assert yamlfile.assign(tree, "cell.a.x", 7, "--set")["grid"] == {key: grid[key] for key in grid if key != "a.x"}
     assert yamlfile.assign(tree, "cell.d", None, "--set") == {"grid": grid, "cell": {}}
     assert yamlfile.assign({"grid": {"d": [1]}}, "cell.d", 2, "--set") == {"cell": {"d": 2}}
+
+
+ALONE = {"cpu": 2, "gpu": 1, "alone": True}
+
+
+def _phases(plan: SweepPlan) -> list[tuple[set[str], Resources, set[str]]]:
+    found = phases(plan, plan.cells)
+    return [({cell.id for cell in one.cells}, one.resources, {cell.id for cell in one.ahead}) for one in found]
+
+
+def test_cells_of_a_file_that_runs_alone_come_last_and_alone_also_those_of_others(tmp_path: Path) -> None:
+    _file(tmp_path, "one")
+    _file(tmp_path, "two", grid={"poison_ratio": [0.3, 0.4], "defense": ["none"]}, resources=ALONE)
+    resources = {"cpu": 1, "gpu": 0.25}
+    plan = _load(_all(tmp_path, "one", "two", resources=resources))
+    one, two = ({cell.id for cell in part.cells} for part in plan.parts)
+    assert one & two
+    together, own = Resources(**resources), Resources(**ALONE)
+    assert _phases(plan) == [(one - two, together, two), (two, own, set())]
+    done = [cell for cell in plan.cells if cell.id in one]  # an earlier run has them
+    assert [len(part.cells) for part in phases(plan, [cell for cell in plan.cells if cell not in done])] == [0, 1]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_where_the_including_file_says_alone_it_goes_for_all(tmp_path: Path, alone: bool) -> None:
+    _file(tmp_path, "one")
+    _file(tmp_path, "two", grid={"poison_ratio": [0.4], "defense": ["none"]}, resources=ALONE)
+    path = _all(tmp_path, "one", "two", resources={"cpu": 1})
+    for plan in (_load(path, f"resources.alone={str(alone).lower()}"), _load(path.parent / "one.yaml")):
+        assert _phases(plan) == [({cell.id for cell in plan.cells}, plan.resources, set())]
+    everything = _load(_all(tmp_path, "one", "two", resources={"cpu": 1, "alone": alone}))
+    assert [(one.resources.alone, len(one.cells)) for one in phases(everything, everything.cells)] == [(alone, 7)]
+
+
+def test_a_budget_may_give_cells_company(tmp_path: Path) -> None:
+    small = {"reductions": "Not alone.", "set": {"resources.alone": False}}
+    _file(tmp_path, "one", resources=ALONE, budgets={"small": small})
+    path = _all(tmp_path, "one")
+    assert [len(one.cells) for one in phases(_load(path), _load(path).cells)] == [0, 6]
+    plan = _load(path, budget="small")
+    assert [(len(one.cells), one.resources.alone) for one in phases(plan, plan.cells)] == [(6, False)]
 
 
 FAULTS: dict[str, tuple[dict[str, Any], tuple[str, ...], str | None, str]] = {
@@ -211,7 +253,7 @@ def test_the_commands_budget_is_checked_before_anything_is_written(
 
 @pytest.mark.ray
 def test_a_sweep_of_two_files_on_a_budget_runs_to_its_report(tmp_path: Path) -> None:
-    """On the embedded data: the shared cell once, the folder named for the budget, the layouts drawn."""
+    """On the embedded data: the shared cell once, the folder named for the budget, the layouts drawn, cells alone."""
     cell = {"dataset": "digits", "model": "test_resnet", "attack": "badnets", "target": 8, "poison_ratio": 0.2,
             "clean_size": 450, "min_asr": 0.0, "defense": "none"}  # fmt: skip
     small = {"reductions": "Less.", "set": {"cell.training": {"epochs": 1}, "cell.clean_size": 20, "seeds": 1}}
@@ -219,7 +261,8 @@ def test_a_sweep_of_two_files_on_a_budget_runs_to_its_report(tmp_path: Path) -> 
     tiny_sweep.write(tmp_path, tree, "one.yaml")
     both = {"attack, target, poison_ratio": [["badnets", 8, 0.2], ["none", None, None]], "tsne_images": [None, 30]}
     rest = {key: value for key, value in cell.items() if key not in ("attack", "target", "poison_ratio")}
-    tiny_sweep.write(tmp_path, {**tree, "name": "two", "cell": rest, "grid": both}, "two.yaml")
+    alone = {"cpu": 1, "gpu": 0, "alone": True}
+    tiny_sweep.write(tmp_path, {**tree, "name": "two", "cell": rest, "grid": both, "resources": alone}, "two.yaml")
     path = _all(tmp_path, "one", "two", resources={"cpu": 1, "gpu": 0})
     root = Path(__file__).parent.parent
     paths = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
@@ -229,11 +272,16 @@ def test_a_sweep_of_two_files_on_a_budget_runs_to_its_report(tmp_path: Path) -> 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "reduced, one-small: Less." in done.stdout
+    assert "0 cells to compute, 4 alone after them, 2 victims to train; " in done.stdout
+    assert "4 cells to compute, 0 victims to train; 1 at a time, 1 thread(s) each, on the CPU" in done.stdout
+    assert "each cell with a machine to itself" in done.stdout
+    assert "4 cells, 4 of them alone after the others, in " in done.stdout
     folder = tmp_path / "runs" / "all-small"
     records = {(one.cell.is_clean, one.cell.tsne_images): one for one in RecordStore(folder).read()}
     assert set(records) == {(False, None), (False, 30), (True, None), (True, 30)}
     assert {one.status for one in records.values()} == {"ok"}
     assert all((one.asr is None) == one.cell.is_clean for one in records.values())
+    assert [one.provenance.cells_beside for one in records.values() if one.provenance] == [0] * 4
     parts = json.loads((folder / manifest.FILE).read_text())["parts"]
     assert [len(part["cells"]) for part in parts] == [1, 4]
     assert (folder / "report.html").exists()

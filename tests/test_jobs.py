@@ -52,6 +52,24 @@ def test_victims_that_are_there_are_not_prepared() -> None:
     assert job.kind == "cell"
 
 
+def test_victims_of_cells_that_run_later_are_prepared_too() -> None:
+    own, later = cell("none", poison_ratio=0.1), [cell("none", poison_ratio=ratio) for ratio in (0.1, 0.2, 0.3)]
+    queue = JobQueue([own], lambda one: one.poison_ratio == 0.3, {}, ahead=later)
+    assert (queue.cells_left, queue.victims_left) == (1, 2)
+    kinds = []
+    while (job := queue.next()) is not None:
+        assert not queue.finished()
+        queue.started(job)
+        kinds.append((job.kind, job.cell.poison_ratio))
+        if job.cell.poison_ratio == 0.2:
+            assert queue.fail_victim(job) == []
+        else:
+            queue.finish(job, 1.0)
+    assert kinds == [("victim", 0.1), ("victim", 0.2), ("cell", 0.1)]
+    assert queue.finished()
+    assert JobQueue([], lambda one: True, {}, ahead=later).finished()
+
+
 def test_a_failed_victim_takes_its_cells_with_it() -> None:
     queue = JobQueue(_cells(), lambda one: False, {})
     job = queue.next()

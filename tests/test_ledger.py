@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from bench import clock, worker
 from bench.cells import Cell
 from bench.clock import Stopwatch
-from bench.ledger import Ledger
+from bench.ledger import FILE, Ledger, keep
 from bench.records import Record
 from bench.worker import Worker
 
@@ -105,7 +107,34 @@ def test_the_ledger_reports_median_and_worst(now: FakeTime) -> None:
     )
     assert (ledger.busy, ledger.work) == (64.25 + 3 * 6.25 + 30.0, 64.0 + 3 * 4.0 + 6.0)
     ledger.first_start, ledger.last_end = 100.0, 100.0 + ledger.busy
-    assert ledger.shares(1) == (1.0, ledger.work / ledger.busy)
+    assert ledger.shares() is None
+    ledger.offers = [(90.0, 1)]
+    assert ledger.shares() == (1.0, ledger.work / ledger.busy)
+
+
+def test_workers_that_join_and_die_count_while_they_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, now = Ledger(), SimpleNamespace(seconds=90.0)
+    monkeypatch.setattr("bench.ledger.time", SimpleNamespace(monotonic=lambda: now.seconds))
+    for at, workers in ((90.0, 2), (105.0, 2), (110.0, 8), (115.0, 1), (130.0, 4)):
+        now.seconds = at
+        ledger.offer(workers)
+    ledger.busy, ledger.work, ledger.first_start, ledger.last_end = 35.0, 7.0, 100.0, 125.0
+    assert ledger.offered == 10 * 2 + 5 * 8 + 10 * 1
+    assert ledger.shares() == (0.5, 0.1)
+    assert ledger.entry(finished=True)["workers"] == [[0.0, 2], [10.0, 8], [15.0, 1], [30.0, 4]]
+
+
+def test_a_ledger_that_is_none_is_put_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / FILE
+    keep(tmp_path, {"run": 1})
+    keep(tmp_path, {"run": 2})
+    assert json.loads(path.read_text()) == {"schema": 1, "runs": [{"run": 1}, {"run": 2}]}
+    for text in ("{", "[]", '{"schema": 1}', '{"runs": 3}'):
+        path.write_text(text)
+        keep(tmp_path, {"run": 3})
+        assert json.loads(path.read_text())["runs"] == [{"run": 3}]
+        assert path.with_name("ledger.json.damaged").read_text() == text
+    assert caplog.text.count("moved to ledger.json.damaged") == 4
 
 
 @given(st.lists(st.tuples(*[st.floats(0, 1e6)] * 3), max_size=20))

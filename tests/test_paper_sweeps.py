@@ -10,6 +10,7 @@ import yaml
 
 from adapters.attacks import FITS
 from bench import includes, preflight, published
+from bench.phases import phases
 from bench.spec import SweepPlan
 
 FOLDER = Path(__file__).resolve().parents[1] / "sweeps" / "paper"
@@ -136,6 +137,14 @@ def test_tables_4_5_7_and_8_have_the_papers_axes() -> None:
     for name in ("table4", "table5", "table7", "table8", "c_delta"):
         assert {(cell.attack, cell.target) for cell in _plan(name).cells} == {("trojan_wm", 2)}
     assert {cell.seed for name in ("table7", "table8") for cell in _plan(name).cells} == set(range(5))
+
+
+def test_only_at_full_size_table_6_runs_alone_and_then_in_all_too() -> None:
+    full, small = (_plan("all", budget) for budget, _ in SIZES)
+    assert [{cell.id for cell in one.cells} for one in phases(full, full.cells)[1:]] == [_ids("table6")]
+    assert len(phases(small, small.cells)) == 1
+    assert _plan("table6").resources.alone
+    assert "two cells at a time" in _plan("table6", "small").reductions
 
 
 def test_what_two_files_have_in_common_is_one_cell() -> None:

@@ -22,16 +22,17 @@ FAMILIES = [Family(kind, name) for kind in ("victim", "cell") for name in "abc"]
 
 
 class PlainCompany:
-    """The definition: whenever one starts, everyone that runs has all others that run beside it."""
+    """The definition: whenever one starts, everyone that runs in its place has all others there beside it."""
 
     def __init__(self) -> None:
-        self.running: dict[str, None] = {}
+        self.running: dict[str, str] = {}
         self.beside: dict[str, int] = {}
 
-    def started(self, key: str) -> None:
-        self.running[key] = None
-        for one in self.running:
-            self.beside[one] = max(self.beside.get(one, 0), len(self.running) - 1)
+    def started(self, key: str, place: str) -> None:
+        self.running[key] = place
+        there = [one for one, where in self.running.items() if where == place]
+        for one in there:
+            self.beside[one] = max(self.beside.get(one, 0), len(there) - 1)
 
     def ended(self, key: str) -> None:
         self.running.pop(key, None)
@@ -57,6 +58,7 @@ class PlainDurations:
 
 
 KEYS = "abcdefgh"
+PLACES = {key: str(number % 3) for number, key in enumerate(KEYS)}
 
 
 @settings(max_examples=300, deadline=None)
@@ -65,9 +67,19 @@ def test_company_is_what_its_definition_says_at_every_moment(events: list[tuple[
     """Keys that start twice, end without a start, or come back are among the events."""
     company, plain = Company(), PlainCompany()
     for event, key in events:
-        getattr(company, event)(key)
-        getattr(plain, event)(key)
+        place = [PLACES[key]] if event == "started" else []
+        getattr(company, event)(key, *place)
+        getattr(plain, event)(key, *place)
         assert [company.most(one) for one in KEYS] == [plain.most(one) for one in KEYS]
+
+
+def test_one_that_starts_again_elsewhere_has_the_company_of_its_new_place() -> None:
+    company = Company()
+    for key, place in (("a", "here"), ("b", "here"), ("a", "there")):
+        company.started(key, place)
+    company.started("c", "here")
+    company.ended("a")
+    assert [company.most(key) for key in "abc"] == [0, 1, 1]
 
 
 def test_company_keeps_no_more_starts_than_run_at_once() -> None:
@@ -76,7 +88,8 @@ def test_company_keeps_no_more_starts_than_run_at_once() -> None:
         company.started(str(number))
         if number >= 20:
             company.ended(str(number - 20))
-    assert len(company._levels) == len(company._starts) <= 21
+    (place,) = company._places.values()
+    assert len(place._levels) == len(place._starts) <= 21
 
 
 @settings(max_examples=200, deadline=None)

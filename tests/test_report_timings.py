@@ -105,7 +105,8 @@ def test_the_papers_multiples_stand_beside_ours() -> None:
 def test_cells_with_company_are_told_of() -> None:
     crowded = timed("ibau", 2.0)
     crowded["provenance"]["cells_beside"] = 1
-    assert "1 of 2 cells had others running beside them." in table(crowded, timed("nad", 3.0)).notes
+    notes = " ".join(table(crowded, timed("nad", 3.0)).notes)
+    assert "1 of 2 cells had others running beside them; `resources: {alone: true}` in a sweep file" in notes
 
 
 def test_a_timed_defense_is_a_record_with_its_timed_seconds(tmp_path: Path) -> None:

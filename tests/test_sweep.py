@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -18,9 +19,11 @@ import tiny_sweep
 from fake_cells import cell
 from filelock import FileLock
 
-from bench import cluster, session, spec, sweep
+from bench import cluster, ledger, session, spec, sweep
 from bench.cells import Cell
 from bench.jobs import Job, JobQueue
+from bench.ledger import Ledger
+from bench.outbox import NoRoomError
 from bench.provenance import Commit
 from bench.records import Record, RecordStore
 
@@ -117,6 +120,47 @@ def test_an_interrupt_says_how_to_go_on(
     assert "interrupted with 0 of 6 cells recorded; the same command goes on" in capsys.readouterr().out
 
 
+class _Ready:
+    """A cluster that is there at once."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def start(self) -> None: ...
+
+    def wait(self) -> list[cluster.Grant]:
+        return [cluster.Grant(1, 0, 1, 2)]
+
+    def stop(self) -> None: ...
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), NoRoomError("no room")])
+def test_what_the_workers_did_is_told_and_kept_whatever_ends_the_sweep(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    from bench import engine
+
+    def run_sweep(*given: Any) -> None:
+        book = next(one for one in given if isinstance(one, Ledger))
+        book.offers, book.first_start, book.last_end = [(90.0, 2)], 100.0, 110.0
+        book.add({"seconds": 10.0, "work": 5.0, "gap": 0.5})
+        book.statuses["ok"] = 1
+        raise error
+
+    monkeypatch.setattr(cluster, "ClusterStart", _Ready)
+    monkeypatch.setattr(engine, "run_sweep", run_sweep)
+    for runs in (1, 2):
+        status = sweep.main(_arguments(place))
+        assert status == (session.INTERRUPTED if isinstance(error, KeyboardInterrupt) else sweep.NO_ROOM)
+        said = capsys.readouterr().out
+        assert "1 of 6 cells in " in said
+        assert "workers were busy 50% of it, 25% training and defending" in said
+        assert "overhead, median (worst): 0.50 s (0.50 s) from a worker's job to its next" in said
+        kept = json.loads((place / "runs" / "tiny" / ledger.FILE).read_text())["runs"]
+        assert [(one["finished"], one["offered_seconds"], one["busy_seconds"]) for one in kept] == [
+            (False, 20.0, 10.0)
+        ] * runs
+
+
 def test_records_hold_no_path_of_this_machine(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "x.pth").write_bytes(b"weights")
@@ -138,10 +182,11 @@ def test_records_hold_no_path_of_this_machine(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def grant() -> Iterator[cluster.Grant]:
-    starting = cluster.ClusterStart(spec.Resources(cpu=1, gpu=0), None, 2)
+    starting = cluster.ClusterStart([spec.Resources(cpu=1, gpu=0)], None, 2)
     starting.start()
     try:
-        yield starting.wait()
+        (found,) = starting.wait()
+        yield found
     finally:
         starting.stop()
 
@@ -193,7 +238,8 @@ def test_workers_are_reused_and_their_deaths_survived(
     queue = JobQueue(cells, lambda one: False, {})
     settings = engine.WorkerSettings(tmp_path, tmp_path, 1, Commit(None, None))
     store = RecordStore(tmp_path / "results")
-    ledger = engine.run_sweep(queue, grant, settings, store, lambda record: record, _Listener())
+    book = Ledger()
+    engine.run_sweep(queue, grant, settings, store, lambda record: record, _Listener(), book)
     records = {(one.cell.poison_ratio, one.cell.clean_size): one for one in store.read()}
     assert len(store.path.read_bytes().splitlines()) == len(records) == 30
     for (ratio, size), record in records.items():
@@ -209,7 +255,7 @@ def test_workers_are_reused_and_their_deaths_survived(
     again = {cell("none", poison_ratio=ratio, clean_size=n).id for ratio in (0.1, 0.2) for n in (ONCE, ALWAYS)}
     assert {name for name, count in counts.items() if count > 1} == again
     assert len({pid for _, _, pid in runs}) <= 2 + 6  # two to begin with, and one after each of six deaths
-    assert ledger.statuses == {"ok": 18, "failed": 12}
+    assert book.statuses == {"ok": 18, "failed": 12}
     assert queue.finished()
     assert not (store.folder / ".tune").exists()
 

@@ -23,9 +23,9 @@ from bench.provenance import Commit
 from bench.records import Passes
 from bench.run_cell import CellRunner
 from bench.scoring import Scores
-from bench.timing import conftest, hardware
+from bench.timing import conftest, hardware, test_harness
 from bench.timing.effect import Stretch, explore, time_to_effect
-from bench.timing.floors import PassTimes
+from bench.timing.floors import Ceilings, PassTimes
 from bench.timing.parts import PARTS, network
 from bench.timing.scale import SCALES, name, one_a_dataset
 from ibau_defense import UniversalLoss
@@ -174,25 +174,39 @@ def test_a_victim_that_does_not_answer_is_not_timed(known: Any) -> None:
 
 def test_a_floor_is_passes_times_the_time_of_one() -> None:
     times = PassTimes(forward=1.0, backward=2.0, backward_to_all=3.0)
-    assert times.floor(Passes(forward=10, backward=5), to_parameters=False) == 20.0
-    assert times.floor(Passes(forward=10, backward=5), to_parameters=True) == 25.0
+    for to_theta, seconds in ((0, 20.0), (2, 22.0), (5, 25.0)):
+        assert times.floor(Passes(forward=10, backward=5), to_theta=to_theta) == seconds
 
 
 COUNTS = {
-    "ascent step": (1, 1),
-    "gradients of delta and theta": (1, 1),
-    "curvature product, exact": (0, 1),  # its graph is there
-    "curvature product, directional": (2, 2),
-    "mixed product, exact": (0, 1),
-    "mixed product, directional": (2, 2),
-    "solve, five fixed-point steps": (0, 5),
-    "outer step, first term, directional": (3, 3),
+    "ascent step": (1, 1, 0),
+    "gradients of delta and theta": (1, 1, 1),
+    "curvature product, exact": (0, 1, 0),  # its graph is there
+    "curvature product, directional": (2, 2, 0),
+    "mixed product, exact": (0, 1, 1),
+    "mixed product, directional": (2, 2, 2),
+    "solve, five fixed-point steps": (0, 5, 0),
+    "outer step, five exact fixed-point steps": (2, 8, 2),  # gradients, the graph, five products, the mixed one
+    "outer step, first term, directional": (3, 3, 3),
 }
-"""Passes of each image, by hand."""
+"""Passes of each image by hand: forward, backward, and of the latter those that reach the parameters."""
+
+
+def _calls_that_reach(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """An entry for each call of ``torch.autograd.grad`` from now on that asks for a tensor shaped like a parameter."""
+    shapes, real, calls = {one.shape for one in model.parameters()}, torch.autograd.grad, list[None]()
+
+    def grad(outputs: Any, inputs: Any, *given: Any, **more: Any) -> Any:
+        wanted = (inputs,) if isinstance(inputs, Tensor) else inputs
+        calls.extend([None] * any(one.shape in shapes for one in wanted))
+        return real(outputs, inputs, *given, **more)
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    return calls
 
 
 @pytest.mark.parametrize("part", list(PARTS))
-def test_every_part_works_and_its_passes_are_what_they_are_by_hand(part: str) -> None:
+def test_every_part_works_and_its_passes_are_what_they_are_by_hand(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ELU(), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
     counter = PassCounter()
@@ -201,10 +215,12 @@ def test_every_part_works_and_its_passes_are_what_they_are_by_hand(part: str) ->
         network(model, "float32", twice=PARTS[part].twice), torch.rand(6, 3, 8, 8), torch.arange(6) % 5
     )
     work = PARTS[part].build(loss, 0.1 * torch.randn(3, 8, 8))
+    reaching = _calls_that_reach(model, monkeypatch)
     counter.forward = counter.backward = 0
     work()
-    found = counter.forward / 6, counter.backward / 6
+    found = counter.forward / 6, counter.backward / 6, len(reaching)
     assert found == COUNTS.get(part, found)
+    assert len(reaching) == PARTS[part].to_theta
     assert counter.forward + counter.backward > 0
 
 
@@ -216,6 +232,50 @@ def test_the_scales_are_sweeps_that_load_and_whose_cells_have_names_of_their_own
         assert len({cell.dataset for cell in one_a_dataset(cells)}) == len(one_a_dataset(cells))
     small = {cell.defense["name"] for cell in SCALES["small"].cells(tmp_path)}
     assert small == set(defenses.DEFENSES) - {"none"}
+
+
+class FakeBenchmark:
+    """Does the work once."""
+
+    def __init__(self) -> None:
+        self.extra_info: dict[str, Any] = {}
+        self.given: tuple[Any, ...] = ()
+
+    def pedantic(self, work: Any, *, setup: Any, **more: Any) -> None:
+        self.given, _ = setup()
+        work(*self.given)
+
+
+def test_the_timing_of_training_tells_of_the_model_that_it_trained(
+    runner: CellRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(models.MODELS, "slow", Slow)
+    cell = Cell.model_validate(
+        {
+            "dataset": tiny_sweep.DATASET, "model": "slow", "attack": "badnets", "target": 1,
+            "poison_ratio": 0.2, "training": {"epochs": 1, "batch_size": 16}, "defense": {"name": "none"},
+        }
+    )  # fmt: skip
+    prepared = runner.prepare(cell)
+    before = replace(prepared.before, acc=0.123, asr=0.456)
+    prepares: Any = SimpleNamespace(prepare=lambda one: prepared._replace(before=before))
+    benchmark, ceilings = FakeBenchmark(), Ceilings(1.0, {"float32": 1.0, "bfloat16": 1.0})
+    test_harness.test_training(benchmark, cell, prepares, CPU, {}, ceilings)
+    after = prepared.scorer.score(*benchmark.given)
+    assert (benchmark.extra_info["acc"], benchmark.extra_info["asr"]) == (after.acc, after.asr)
+
+
+def test_the_folder_of_the_json_is_made_at_the_start(tmp_path: Path) -> None:
+    def configure(path: Path | None) -> None:
+        conftest.pytest_configure(SimpleNamespace(getoption=lambda *given: path))  # type: ignore[arg-type]
+
+    configure(None)
+    configure(tmp_path / "new" / "deep" / "digits.json")
+    assert (tmp_path / "new" / "deep").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(pytest.UsageError, match=r"^--benchmark-json: cannot write to .*file") as caught:
+        configure(tmp_path / "file" / "digits.json")
+    assert "\n" not in str(caught.value)
 
 
 def test_timings_of_other_hardware_are_refused_in_one_line() -> None:

@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from fake_cells import cell
 
 from bench import cluster, engine
 from bench.cells import Cell
 from bench.jobs import Job, JobQueue
-from bench.provenance import Commit
+from bench.ledger import Ledger
+from bench.provenance import Commit, provenance
 from bench.records import Record, RecordStore
 from bench.spec import Resources
 
@@ -79,7 +81,8 @@ class Fake(engine.CellTrainable):  # type: ignore[misc]
             time.sleep(CELL_SECONDS)
         with self._log.open("a") as file:
             file.write(f"{Path.cwd().name} {one.id}\n")
-        line = Record(id=one.id, cell=one, status="ok", seconds=CELL_SECONDS).line()
+        source = provenance(torch.device("cpu"), Commit(None, None))
+        line = Record(id=one.id, cell=one, status="ok", seconds=CELL_SECONDS, provenance=source).line()
         return {"done": True, "seconds": CELL_SECONDS, "work": CELL_SECONDS, "record": line.decode()}
 
     def _awaited(self) -> bool:
@@ -109,14 +112,25 @@ class Churn:
 
 def churn(raylets: Raylets, root: Path) -> dict[str, Any]:
     """What the cluster offered, and what the workers did where."""
-    grant = cluster.start(Resources(cpu=1, gpu=0), raylets.address, None)
+    (grant,) = cluster.start([Resources(cpu=1, gpu=0)], raylets.address, None)
     engine.CellTrainable = Fake  # type: ignore[misc]
+    engine.COUNT_SECONDS = 0.2
     queue = JobQueue([cell("none", clean_size=n) for n in range(1, CELLS + 1)], lambda one: True, {})
     settings = engine.WorkerSettings(root, root, 1, Commit(None, None))
     store = RecordStore(root / "results")
-    ledger = engine.run_sweep(queue, grant, settings, store, lambda record: record, Churn(raylets))
+    ledger = Ledger()
+
+    def live() -> int:
+        return cluster.live_workers(grant, None)
+
+    engine.run_sweep(queue, grant, settings, store, lambda record: record, Churn(raylets), ledger, workers=live)
+    beside = max(record.provenance.cells_beside for record in store.read() if record.provenance)
+    counts, end = [count for _, count in ledger.offers], time.monotonic() + PATIENCE
+    while live() > 2 and time.monotonic() < end:  # Ray takes its time to believe that a raylet is dead
+        time.sleep(0.5)
+    counts.append(live())
     cluster.shutdown()
-    return {"workers": grant.workers, "statuses": ledger.statuses}
+    return {"workers": grant.workers, "statuses": ledger.statuses, "beside": beside, "counts": counts}
 
 
 def main() -> None:

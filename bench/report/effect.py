@@ -118,7 +118,8 @@ def _multiples(own: Sequence[Row], members: Mapping[str, Sequence[Row]]) -> str:
 def _company(rows: Sequence[Row]) -> list[str]:
     """Times taken while other cells ran on the same machine say less."""
     crowded = sum(str(row.provenance.get("cells_beside", 0)) not in ("0", "") for row in rows)
-    return [f"{crowded} of {len(rows)} cells had others running beside them."] if crowded else []
+    how = "`resources: {alone: true}` in a sweep file keeps a device for each."
+    return [f"{crowded} of {len(rows)} cells had others running beside them; {how}"] if crowded else []
 
 
 def speedup(own: Sequence[Row], members: Mapping[str, Sequence[Row]]) -> Verdict | None:

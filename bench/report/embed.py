@@ -111,7 +111,7 @@ def embed(text: str, root: Path) -> str:
         return match[1] + timings.table(root / match["folder"], match["what"]) + match[4]
 
     def tell(match: re.Match[str]) -> str:
-        return match[1] + faults.markdown(faults.read(root / match["folder"])) + match[3]
+        return match[1] + faults.table(root / match["folder"]) + match[3]
 
     def simulated(match: re.Match[str]) -> str:
         return match[1] + driver.table(root / match["file"]) + match[3]

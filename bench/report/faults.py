@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pydantic import ConfigDict, Field, ValidationError
@@ -13,6 +13,7 @@ from bench.files import write_atomically
 
 FILE = "records.jsonl"
 SCHEMA = 1
+NONE = "*No faults are committed yet.*"
 
 
 class FaultRecord(Frozen):
@@ -25,6 +26,8 @@ class FaultRecord(Frozen):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
+    test: str
+    """That injected it, as pytest names it."""
     fault: str
     how: str
     injected: int = Field(ge=1)
@@ -43,9 +46,12 @@ class FaultRecord(Frozen):
 
 
 def read(folder: Path) -> list[FaultRecord]:
-    """The records in ``folder``, one a fault, in the order written; ``UserError`` for a line that is none."""
+    """The records in ``folder``, one a fault, in the order written, none where there is no such file; ``UserError`` for
+    a line that is none."""
     try:
         lines = (folder / FILE).read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
     except OSError as error:
         raise UserError(
             f"faults: cannot read {folder / FILE} ({error.strerror}); expected records of faults"
@@ -61,10 +67,27 @@ def read(folder: Path) -> list[FaultRecord]:
 
 def put(folder: Path, record: FaultRecord) -> None:
     """Add ``record``, in the place of an earlier one of its fault."""
-    known = {one.fault: one for one in read(folder)} if (folder / FILE).exists() else {}
+    known = {one.fault: one for one in read(folder)}
+    _write(folder, list({**known, record.fault: record}.values()))
+
+
+def forget(folder: Path, tests: Collection[str] | None) -> None:
+    """Drop the records of ``tests``, which are about to run, or all: what fails or is skipped this time has none."""
+    known = read(folder)
+    kept = [one for one in known if tests is not None and one.test not in tests]
+    if kept != known:
+        _write(folder, kept)
+
+
+def _write(folder: Path, records: Sequence[FaultRecord]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [one.model_dump_json(by_alias=True) for one in {**known, record.fault: record}.values()]
-    write_atomically(folder / FILE, "".join(f"{line}\n" for line in lines).encode())
+    write_atomically(folder / FILE, "".join(f"{one.model_dump_json(by_alias=True)}\n" for one in records).encode())
+
+
+def table(folder: Path) -> str:
+    """Markdown of the records in ``folder``; where there are none, a line that says so."""
+    records = read(folder)
+    return markdown(records) if records else f"{NONE}\n"
 
 
 def markdown(records: Sequence[FaultRecord]) -> str:

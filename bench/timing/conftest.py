@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from adapters.errors import UserError
+from bench.files import check_writable
 from bench.memory import keep_freed_pages
 from bench.provenance import commit
 from bench.run_cell import CellRunner
@@ -25,6 +26,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--bench-data-root", type=Path, default=Path("data"), help="where the data sets lie")
     group.addoption("--bench-cache", type=Path, help="decoded data and victims (default: a folder of this run's own)")
     group.addoption("--bench-threads", type=int, default=1, help="torch's threads (default: 1, as a cell has)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The folder of ``--benchmark-json`` is there and can be written to: the file itself is opened at the very end."""
+    path = config.getoption("benchmark_json", None)
+    try:
+        if path is not None:
+            check_writable(path.absolute().parent, "--benchmark-json")
+    except UserError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -24,10 +24,13 @@ class PassTimes(NamedTuple):
     backward: float
     backward_to_all: float
 
-    def floor(self, passes: Passes, *, to_parameters: bool) -> float:
-        """Seconds that ``passes`` take at least. A pass through a gradient's own graph is counted like any other."""
-        backward = self.backward_to_all if to_parameters else self.backward
-        return passes.forward * self.forward + passes.backward * backward
+    def floor(self, passes: Passes, *, to_theta: int) -> float:
+        """Seconds that ``passes`` take at least, ``to_theta`` of the backward ones reaching the parameters.
+
+        A pass through a gradient's own graph is counted like any other.
+        """
+        backward = to_theta * self.backward_to_all + (passes.backward - to_theta) * self.backward
+        return passes.forward * self.forward + backward
 
 
 class Ceilings(NamedTuple):

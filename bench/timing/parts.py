@@ -34,13 +34,13 @@ class Part:
     """``build(loss, delta)`` prepares and returns the call that is timed.
 
     Attributes:
-        to_parameters: its backward passes go to the parameters too; otherwise to δ alone.
+        to_theta: how many of an image's backward passes go to θ too, or to θ alone; all others go to δ alone.
         twice: it differentiates a gradient's own graph, and so gets the layers that are made for that.
         reduced: it can be had in bfloat16: nothing is differentiated twice.
     """
 
     build: Callable[[UniversalLoss, Tensor], Work]
-    to_parameters: bool = False
+    to_theta: int = 0
     twice: bool = False
     reduced: bool = False
 
@@ -75,7 +75,13 @@ def _mixed(kind: MixedKind) -> Part:
         v = torch.ones_like(delta)
         return lambda: point.mixed(v)
 
-    return Part(build, to_parameters=True, twice=kind == "exact", reduced=kind == "directional")
+    exact = kind == "exact"
+    return Part(build, to_theta=_of_mixed(kind), twice=exact, reduced=not exact)
+
+
+def _of_mixed(kind: MixedKind) -> int:
+    """Backward passes to θ of one product: through the gradient's graph, or on both sides of δ."""
+    return 1 if kind == "exact" else 2
 
 
 def _mixed_with(kind: CurvatureKind) -> MixedKind:
@@ -111,12 +117,12 @@ def _outer(response: Response) -> Part:
         return step
 
     exact = response.curvature == response.mixed == "exact"
-    return Part(build, to_parameters=True, twice=exact, reduced=not exact)
+    return Part(build, to_theta=1 + _of_mixed(response.mixed), twice=exact, reduced=not exact)
 
 
 PARTS: dict[str, Part] = {
     "ascent step": Part(_ascent, reduced=True),
-    "gradients of delta and theta": Part(_gradients, to_parameters=True, reduced=True),
+    "gradients of delta and theta": Part(_gradients, to_theta=1, reduced=True),
     "curvature product, exact": _curvature("exact"),
     "curvature product, forward over reverse": _curvature("forward_over_reverse"),
     "curvature product, directional": _curvature("directional"),

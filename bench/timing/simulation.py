@@ -24,6 +24,7 @@ from bench import spec
 from bench.clock import Stopwatch
 from bench.engine import QueueSearcher, Recorder
 from bench.jobs import Job, JobQueue
+from bench.ledger import Ledger
 from bench.outbox import Outbox
 from bench.progress import Progress
 from bench.records import Record, RecordStore
@@ -101,8 +102,9 @@ class Simulation:
         listener = Progress(Console(file=io.StringIO()), queue, self._cells, 0, workers)
         self._searcher = QueueSearcher(queue, None, self._outbox)
         self._recorder = Recorder(
-            self._searcher, self._outbox, lambda record: portable_record(record, plan.folders), listener
-        )
+            self._searcher, self._outbox, lambda record: portable_record(record, plan.folders), listener, Ledger(),
+            lambda: workers,
+        )  # fmt: skip
         self._pick, self._start, self._report = Stopwatch(), Stopwatch(), Stopwatch()
         self._victims = queue.victims_left
         self.spans: list[Span] = []

@@ -55,11 +55,12 @@ def test_part(
     benchmark.pedantic(run, setup=setup, rounds=scale.rounds, warmup_rounds=2)
     passes, peak = _counted(build, prepared.victim.model, device)
     one = pass_times(network(prepared.victim.model, precision), images)
-    floor = one.floor(passes, to_parameters=PARTS[part].to_parameters)
+    to_theta = PARTS[part].to_theta * len(images)
+    floor = one.floor(passes, to_theta=to_theta)
     benchmark.extra_info.update(
         facts, kind="part", part=part, precision=precision, images=len(images), passes=passes.model_dump(),
-        pass_seconds=one._asdict(), floor_seconds=floor, peak_memory_bytes=peak, ceilings=ceilings._asdict(),
-        acc=prepared.before.acc, asr=prepared.before.asr,
+        backward_to_theta=to_theta, pass_seconds=one._asdict(), floor_seconds=floor, peak_memory_bytes=peak,
+        ceilings=ceilings._asdict(), acc=prepared.before.acc, asr=prepared.before.asr,
     )  # fmt: skip
 
 

@@ -29,14 +29,17 @@ TRIGGERS = ("badnets", "blend", "wanet")
 def test_training(
     benchmark: Any, base: Cell, runner: CellRunner, device: torch.device, facts: dict[str, Any], ceilings: Ceilings
 ) -> None:
-    """One epoch of the victim, from its first weights."""
+    """One epoch of the victim, from its first weights; ACC and ASR of the model that the last repetition trained."""
     prepared = runner.prepare(base)
     poisoned = poisoned_training_set(base, prepared.data, prepared.scorer.attacks)
     assert base.training is not None
     training = base.training.model_copy(update={"epochs": 1})
 
+    last: list[nn.Module] = []
+
     def setup() -> tuple[tuple[nn.Module], dict[str, Any]]:
-        return (new_model(base, prepared.data).to(device),), {}
+        last[:] = [new_model(base, prepared.data).to(device)]
+        return (last[0],), {}
 
     def run(model: nn.Module) -> None:  # synchronises at both ends
         train(model, poisoned.images, poisoned.labels, training, device, seed=0, rows=poisoned.rows)
@@ -45,11 +48,12 @@ def test_training(
     benchmark.pedantic(run, setup=setup, rounds=3, warmup_rounds=1)
     count = len(poisoned.labels)
     precision = str(autocast_dtype(device)).removeprefix("torch.")
+    after = prepared.scorer.score(last[0])
     needed = PER_TRAINED_IMAGE * multiplications(base.model, prepared.data) * count
     benchmark.extra_info.update(
         facts, kind="harness", what="victim training, one epoch", images=count, precision=precision,
         ceilings=ceilings._asdict(), floor_seconds=needed / ceilings.multiplied[precision],
-        acc=prepared.before.acc, asr=prepared.before.asr,
+        acc=after.acc, asr=after.asr,
     )  # fmt: skip
 
 

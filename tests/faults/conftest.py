@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from stage import ROOT, Stage, Union
+from stage import HERE, ROOT, Stage, Union
 
 from bench.provenance import commit, device_name
-from bench.report.faults import FaultRecord, put
+from bench.report.faults import FaultRecord, forget, put
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,6 +21,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 Note = Callable[..., None]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _anew(request: pytest.FixtureRequest) -> None:
+    """A run of the whole suite starts without records; one of a part without those of its tests."""
+    forget(request.config.getoption("--outcomes"), None if _is_whole(request.config) else _names(request.session))
+
+
+def _is_whole(config: pytest.Config) -> bool:
+    chosen = config.getoption("keyword") or config.getoption("markexpr") or config.getoption("deselect")
+    return not chosen and HERE in {Path(one).resolve() for one in config.args}
+
+
+def _names(session: pytest.Session) -> set[str]:
+    return {item.nodeid for item in session.items}
 
 
 @pytest.fixture
@@ -33,7 +48,8 @@ def note(request: pytest.FixtureRequest) -> Note:
     ) -> None:  # fmt: skip
         union, source = union or stage.union(), commit()
         record = FaultRecord(
-            fault=fault, how=how, injected=injected, expected=union.expected, lost=union.lost, doubled=union.doubled,
+            test=request.node.nodeid, fault=fault, how=how, injected=injected, expected=union.expected,
+            lost=union.lost, doubled=union.doubled,
             others=others, seen=tuple(seen), after=after, commit=source.id, dirty=source.dirty,
             hardware=device_name(torch.device("cpu")), torch=str(torch.__version__),
         )  # fmt: skip

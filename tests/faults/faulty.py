@@ -23,6 +23,8 @@ from bench import engine, watchdog
 watchdog.GRACE_SECONDS = 1.0
 watchdog.LAST_RESORT_SECONDS = 1.0
 MEBIBYTE = 2**20
+PATIENCE = 400.0
+"""Seconds."""
 
 
 class Raises(Defense):
@@ -132,10 +134,24 @@ class Dies(Defense):
         return DefenseResult(model)
 
 
+class Waits(Defense):
+    """Not faulty: goes on once there is a file of the name in ``IBAU_BENCH_WAIT_FOR``."""
+
+    name: ClassVar[str] = "waits"
+
+    def run(self, model: nn.Module, clean: LabelledImages, context: DefenseContext) -> DefenseResult:
+        end = time.monotonic() + PATIENCE
+        while not Path(os.environ["IBAU_BENCH_WAIT_FOR"]).exists():
+            if time.monotonic() > end:
+                raise RuntimeError("there was no file to go on with")
+            time.sleep(0.05)
+        return DefenseResult(model)
+
+
 ALL = (
     Raises, Nothing, OtherShape, OtherStatus, NotANumber, Loops, Stuck, Hungry, Greedy, Exits, Dies,
 )  # fmt: skip
-for _one in ALL:
+for _one in (*ALL, Waits):
     defenses.DEFENSES.setdefault(_one.name, _one)
 
 

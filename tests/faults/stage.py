@@ -174,6 +174,14 @@ class Running:
         self.process.wait(60)
 
 
+def is_alive(process: int) -> bool:
+    """Whether it still runs; a zombie, which only waits for its parent to ask after it, does not."""
+    try:
+        return (Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        return False
+
+
 def command_line(process: int) -> str:
     try:
         return (Path("/proc") / str(process) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")

@@ -107,20 +107,23 @@ def test_full_for_good(tmp_path: Path, small_disk: Callable[[Path, str], None], 
 def test_a_full_cache(tmp_path: Path, small_disk: Callable[[Path, str], None], note: Note) -> None:
     stage = _stage(tmp_path)
     small_disk(stage.cache, "16m")
-    assert stage.run("--dry-run").status == 0  # decodes the images
+    first = ("--set", "grid.poison_ratio=[0.1]", "--set", "grid.run=[0]", "--out", str(tmp_path / "before"))
+    assert stage.run(*first).status == 0  # leaves the images and one of two victims
     filler = _fill(stage.cache)
     ended = stage.run()
     failed = [record for record in stage.records().values() if record.status == "failed"]
     assert ended.status == 1, ended
-    assert len(failed) == stage.union().expected
+    assert {record.cell.poison_ratio for record in failed} == {0.3}
+    others = stage.union().statuses["ok"]
+    assert others == len(failed) == stage.union().expected // 2
     assert all("No space left on device" in str(record.reason) for record in failed)
     filler.unlink()
     again = stage.run("--retry-failed")
     assert again.status == 0, again
     note(
-        "disk of the cache full", "The file system of the cache has no room for a victim.", stage,
-        [f"status failed, reason: {failed[0].reason}", *stage.shorten(ended.out)[-3:-2]],
-        "Room was made, and the command run again with `--retry-failed`.",
+        "disk of the cache full", "The file system of the cache holds one of two victims, and has no room for the"
+        " other.", stage, [f"status failed, reason: {failed[0].reason}", *stage.shorten(ended.out)[-3:-2]],
+        "Room was made, and the command run again with `--retry-failed`.", others=others,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import tiny_sweep
 from conftest import Note
-from stage import Ended, Running, Stage, Union
+from stage import Ended, Running, Stage, Union, is_alive
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -61,9 +62,9 @@ def _kill_driver(running: Running, most: int, moment: Moment, chance: random.Ran
     below = running.descendants(".")
     running.kill()
     end = time.monotonic() + GONE_SECONDS
-    while time.monotonic() < end and any(Path("/proc", str(one)).exists() for one in below):
+    while time.monotonic() < end and any(map(is_alive, below)):
         time.sleep(0.1)
-    left = [one for one in below if Path("/proc", str(one)).exists()]
+    left = [one for one in below if is_alive(one)]
     assert not left, f"still there {GONE_SECONDS:g} s after the driver: {left}"
     return 1
 
@@ -123,6 +124,19 @@ def _campaign(folder: Path, kills: int, strike: Strike, chance: random.Random) -
         assert union.statuses == {"ok": union.expected}
         expected, lost, doubled = expected + union.expected, lost + union.lost, doubled + union.doubled
     return Campaign(killed, Union(expected, lost, doubled, {}), seen)
+
+
+def test_a_zombie_is_not_alive() -> None:
+    process = subprocess.Popen(["sleep", "600"])
+    assert is_alive(process.pid)
+    process.kill()
+    end = time.monotonic() + GONE_SECONDS
+    while time.monotonic() < end and is_alive(process.pid):
+        time.sleep(0.01)
+    assert not is_alive(process.pid)
+    assert Path("/proc", str(process.pid)).exists(), "nobody has asked after it yet"
+    process.wait()
+    assert not is_alive(process.pid)
 
 
 @pytest.mark.parametrize("whom", SHARES)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tiny_sweep
 from conftest import Note
-from stage import HERE, ROOT, Stage, Union
+from stage import HERE, ROOT, WITH_FAULTS, Stage, Union
 
 from bench.records import RecordStore
 
@@ -52,16 +52,20 @@ def test_a_line_cut_in_the_middle(tmp_path: Path, note: Note, chance: random.Ran
 
 
 def test_two_sweeps_on_one_folder(tmp_path: Path, note: Note) -> None:
-    stage = _stage(tmp_path)
+    grid = {"poison_ratio": [0.1, 0.3], "run": [0, 1], "defense": [SLOW, {"name": "waits"}]}
+    stage, go = Stage(tmp_path, tiny_sweep.tree(grid=grid), WITH_FAULTS), tmp_path / "go"
+    stage.environment |= {"IBAU_BENCH_WAIT_FOR": str(go)}
     first = stage.start()
     assert first.until(lambda: len(stage.lines()) >= 1), first.error()
-    other = Stage(tmp_path / "other", stage.tree)
+    other = Stage(tmp_path / "other", stage.tree, WITH_FAULTS)
     other.out, other.cache = stage.out, stage.cache
     second = other.run()
-    assert first.process.poll() is None, "the first was over before the second began"
+    assert first.process.poll() is None, "it waits for the file"
+    go.touch()
     ended = first.wait()
     assert (ended.status, second.status) == (0, 2), (ended, second)
     assert second.error.count("\n") == 1
+    assert "another sweep is writing" in second.error
     note(
         "two sweeps on one folder", "A second sweep is started on the results folder of one that runs.", stage,
         [*stage.shorten(second.error), f"exit status {second.status}"],

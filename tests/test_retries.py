@@ -1,0 +1,94 @@
+"""How often a job is started again whose worker died: by itself, or with its machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fake_cells import cell
+
+from bench import cluster
+from bench.engine import NODE_DEATHS, RETRIES, QueueSearcher, Recorder
+from bench.jobs import Job, JobQueue
+from bench.ledger import Ledger
+from bench.outbox import Outbox
+from bench.records import RecordStore
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+    def started(self, job: Job) -> None: ...
+
+    def finished(self, job: Job, status: str, seconds: float) -> None:
+        self.ended.append(status)
+
+    def tick(self) -> None: ...
+
+
+class Sweep:
+    """Two cells, of which each trial is the first one handed out; its worker dies on a machine of the test's choice."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = RecordStore(folder)
+        self.queue = JobQueue([cell("none"), cell("none", seed=1)], lambda one: True, {})
+        self.searcher = QueueSearcher(self.queue, None, Outbox(self.store))
+        self.listener, self.count = Listener(), 0
+        self.recorder = Recorder(self.searcher, Outbox(self.store), lambda record: record, self.listener, Ledger())
+
+    def die(self, machine: str) -> str:
+        """The cell that was lost."""
+        self.count += 1
+        worker = SimpleNamespace(_actor_id=self.count) if machine else None
+        if machine:
+            self.recorder._places[self.count] = f"{machine} cpu"
+        trial: Any = SimpleNamespace(
+            trial_id=str(self.count), error_file=None, temporary_state=SimpleNamespace(ray_actor=worker)
+        )
+        self.searcher.suggest(trial.trial_id)
+        key = self.searcher.jobs[trial.trial_id].key
+        self.recorder.on_trial_start(0, [], trial)
+        self.recorder.on_trial_error(0, [], trial)
+        return key
+
+
+@pytest.fixture
+def dead(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The machines that Ray calls dead."""
+    found: set[str] = set()
+    monkeypatch.setattr(cluster, "dead_nodes", lambda: found)
+    return found
+
+
+@pytest.mark.parametrize("machine", ["", "a"])
+def test_a_cell_that_ends_its_workers_is_given_up(tmp_path: Path, dead: set[str], machine: str) -> None:
+    sweep = Sweep(tmp_path)
+    lost = [sweep.die(machine) for _ in range(RETRIES + 1)]
+    assert len(set(lost)) == 1, "it is tried again at once"
+    assert sweep.listener.ended == ["failed"]
+    (record,) = sweep.store.read()
+    assert (record.id, record.reason) == (lost[0], "its worker died 2 times, the last time because: unknown")
+    assert (sweep.queue.running, sweep.queue.cells_left) == ({}, 1)
+
+
+def test_deaths_of_machines_are_counted_apart(tmp_path: Path, dead: set[str]) -> None:
+    sweep = Sweep(tmp_path)
+    for number in range(NODE_DEATHS + RETRIES):
+        first = sweep.die(f"machine-{number}")
+        dead.add(f"machine-{number}")
+        assert sweep.listener.ended == []
+    assert sweep.die("machine-9") == first
+    assert sweep.listener.ended == ["failed"]
+    assert sweep.die("machine-9") != first
+
+
+def test_a_cell_that_ends_its_workers_is_given_up_whatever_machines_died_before(tmp_path: Path, dead: set[str]) -> None:
+    sweep = Sweep(tmp_path)
+    for machine in ("gone", "here", "there"):
+        assert sweep.listener.ended == []
+        sweep.die(machine)
+        dead.add("gone")
+    assert sweep.listener.ended == ["failed"]
