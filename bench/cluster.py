@@ -118,7 +118,7 @@ def check_address(address: str) -> None:
 def _join(resources: Resources, address: str) -> None:
     """Something listens; whether it is Ray shows in whether joining ends in time."""
     failure: list[BaseException] = []
-    threads = Grant(resources.cpu, resources.gpu, resources.threads, 1)
+    threads = Grant(resources.cpu, resources.share, resources.threads, 1)
 
     def join() -> None:
         try:
@@ -221,15 +221,15 @@ def _grant(resources: Resources, cpus: list[float], gpus: list[float], max_concu
     total = int(sum(gpus))
     if total == 0:
         note = "on the CPU: no GPU found"
-    elif resources.gpu > 0:
-        gpu = float(math.ceil(max(1.0, resources.gpu))) if resources.alone else resources.gpu
+    elif resources.share > 0:
+        gpu = float(math.ceil(max(1.0, resources.share))) if resources.alone else resources.share
         note = f"on {total} GPU(s), {gpu:g} of one for each cell"
     if resources.alone and gpu == 0:
         cpu = max(cpus)  # every CPU of a node; a smaller node gets none, for its times would be another machine's
         note += ", each cell with a machine to itself"
     workers = _room(cpu, gpu, cpus, gpus)
     if workers < 1:
-        raise UserError(f"resources.gpu: found {resources.gpu:g}; expected at most {total}, the GPUs there are")
+        raise UserError(f"resources.gpu: found {resources.share:g}; expected at most {total}, the GPUs there are")
     return Grant(cpu, gpu, resources.threads, min(workers, max_concurrent or workers), note)
 
 

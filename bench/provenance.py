@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from datetime import datetime, timezone
 from functools import cache
@@ -70,6 +71,11 @@ def package_version() -> str:
         return metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+def is_gpu(name: str) -> bool:
+    """Whether ``name`` is what ``device_name`` says of a GPU."""
+    return re.search(r"\(\d+ CPUs\)$", name) is None
 
 
 @cache

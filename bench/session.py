@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from rich.console import Console
 
-from bench import cluster, dry_run, ledger, manifest, preflight
+from bench import cluster, dry_run, gpu_share, ledger, manifest, preflight
 from bench.cells import Cell
+from bench.estimate import earlier
 from bench.files import check_writable, portable
 from bench.jobs import JobQueue
 from bench.ledger import Ledger
@@ -67,7 +69,7 @@ class Session:
         if options.address:
             cluster.check_address(options.address)
         preflight.check_names(plan)
-        parts = phases(plan, left)
+        parts = self._phases(left)
         starting = cluster.ClusterStart([one.resources for one in parts], options.address, options.max_concurrent)
         try:
             starting.start()
@@ -108,7 +110,23 @@ class Session:
         checked = preflight.check_data(self._plan, self._options.cache)
         for line in dry_run.lines(self._plan, left, self._victims_to_train(left, checked), checked, self._options):
             self._say(line)
+        self._phases(left)
         return 0
+
+    def _phases(self, left: Sequence[Cell]) -> list[Phase]:
+        """What runs one after the other, with a number for ``gpu: auto``, which is told."""
+        found = []
+        for part in phases(self._plan, left):
+            resources, line = gpu_share.resolved(
+                part.resources,
+                part.cells or part.ahead,
+                (self._store.read, lambda: earlier(dict.fromkeys((self._options.out, dry_run.COMMITTED)))),
+                gpu_share.memory_here(),
+            )
+            if line and (torch.cuda.is_available() or self._options.address):
+                self._say(line)
+            found.append(part._replace(resources=resources))
+        return found
 
     def _victims_to_train(self, left: Sequence[Cell], checked: preflight.Checked) -> list[Cell]:
         """One cell for each victim that is not there yet, clean models that a trigger is to be fitted to among them."""

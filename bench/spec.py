@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -18,18 +18,25 @@ from bench.normalise import ATTACK_KEYS, KNOWN_KEYS, Normaliser
 from bench.validation import validated
 
 MAX_COMBINATIONS = 1_000_000
+DEFAULT_SHARE = 0.25
+"""Of a GPU, for one cell."""
 
 
 class Resources(Frozen):
-    """Ray resources of one cell. ``gpu`` is asked for only where there are GPUs.
+    """Ray resources of one cell. ``gpu`` is asked for only where there are GPUs; ``auto``: see ``bench.gpu_share``.
 
     ``alone``: for cells whose seconds are to be compared: each gets a GPU to itself, or where there is none a machine
     to itself, and nothing runs beside it there. ``cpu`` still says how many threads it has.
     """
 
     cpu: Annotated[float, Field(gt=0, le=1024)] = 1
-    gpu: Annotated[float, Field(ge=0, le=64)] = 0.25
+    gpu: Annotated[float, Field(ge=0, le=64)] | Literal["auto"] = DEFAULT_SHARE
     alone: bool = False
+
+    @property
+    def share(self) -> float:
+        """``gpu`` as a number."""
+        return DEFAULT_SHARE if self.gpu == "auto" else self.gpu
 
     @property
     def threads(self) -> int:
