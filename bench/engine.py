@@ -182,7 +182,7 @@ class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
 
     def _place(self, trial: Any) -> str:
         """Where the worker of ``trial`` computes, which each is asked once; empty for one that does not say."""
-        worker = getattr(getattr(trial, "temporary_state", None), "ray_actor", None)
+        worker: Any = getattr(getattr(trial, "temporary_state", None), "ray_actor", None)
         name = getattr(worker, "_actor_id", None)
         if name is None:
             return ""
