@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import sys
+import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -407,6 +409,18 @@ def test_damage_is_noticed_and_repaired(damage: str, tmp_path: Path, caplog: pyt
     assert "is damaged" in caplog.text
     assert torch.equal(before, after.test.images)
     assert len(entries(tmp_path / "cache")) == 1
+
+
+def test_what_is_there_is_served_while_another_holds_the_lock(tmp_path: Path) -> None:
+    source = Counting(tmp_path)
+    load_cached(source, tmp_path, tmp_path / "cache")
+    (lock,) = (tmp_path / "cache" / "datasets").glob("*.lock")
+    with FileLock(lock):
+        thread = threading.Thread(target=load_cached, args=(source, tmp_path, tmp_path / "cache"), daemon=True)
+        thread.start()
+        thread.join(60)
+        assert not thread.is_alive()
+    assert source.decoded == 1
 
 
 def test_unwritable_cache(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,16 @@ def load_cached(source: Source, root: Path, cache_dir: Path) -> ImageTensors:
     """
     folder = cache_dir / "datasets"
     label = _label(source.name)
+    entry = folder / f"{label}-{_key(source, root)}"
+    with suppress(OSError, _DamagedError):  # without the lock, which all workers of a cluster would wait for in turn
+        return _read(entry, source.name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f"{label}.lock")
         lock.acquire()
     except OSError as error:
-        return _read_only(folder / f"{label}-{_key(source, root)}", source.name, error)
+        return _read_only(entry, source.name, error)
     try:
-        entry = folder / f"{label}-{_key(source, root)}"
         try:
             return _read(entry, source.name)
         except FileNotFoundError:
