@@ -32,7 +32,7 @@ RESAMPLES = 4000
 
 VISIBILITY_IMAGES = 256
 
-TRACE_IMAGES = 2000
+TRACE_IMAGES = 1000
 """About how many scoring images a model is scored on between rounds; what a defense returns is scored on all."""
 
 SCORING_VERSION = 1
@@ -180,7 +180,8 @@ class Scorer:
         part._dtype = dtype
         part._counted = self._counted[:, index]
         part.images, part.labels = self.images[index.to(self.device)], self.labels[index.to(self.device)]
-        part.identity = f"{self.identity} of {len(index)} in {dtype}"
+        if len(index) < len(labels) or dtype is not self._dtype:
+            part.identity = f"{self.identity} of {len(index)} in {dtype}"
         return part, index
 
     def score(self, model: nn.Module) -> Scores:

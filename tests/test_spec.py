@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from adapters.errors import UserError
-from bench import spec, yamlfile
+from bench import includes, spec, yamlfile
 
 SWEEPS = Path(__file__).parent.parent / "sweeps"
 
@@ -223,7 +223,8 @@ def test_runs_share_their_victim_and_the_first_needs_no_number(folder: Path) -> 
 def test_every_sweep_file_is_plain_yaml_with_known_keys(name: str) -> None:
     tree = yamlfile.read(SWEEPS / name)
     assert tree["name"] == Path(name).stem
-    assert set(tree) <= set(spec.SweepFile.model_fields)
+    kind = includes.IncludingFile if "include" in tree else spec.SweepFile
+    assert set(tree) <= set(kind.model_fields)
 
 
 @settings(max_examples=200)

@@ -264,7 +264,7 @@ def test_progress_and_summary_tell_the_settings() -> None:
 
 def test_the_papers_figure_never_stands_beside_a_changed_trigger() -> None:
     def row(attack: Any, **changes: Any) -> Any:
-        setting = {"dataset": "cifar10", "poison_ratio": 0.2, "clean_size": 2500, "attack": attack}
+        setting = {"dataset": "cifar10", "poison_ratio": 0.2, "clean_size": 2500, "attack": attack, "target": 1}
         return from_record(record(cell("none", **{**setting, **changes})))
 
     assert beside.one_trigger(row("blend"), 2500) != ("", "")

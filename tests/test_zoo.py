@@ -24,7 +24,7 @@ def test_a_victim_is_what_it_says(path: Path) -> None:
     assert set(meta["fitted"].values()) <= kept
 
 
-@pytest.mark.parametrize("name", ["baselines_gtsrb_short", "baselines_cifar10_short"])
+@pytest.mark.parametrize("name", ["baselines_gtsrb_short", "baselines_gtsrb_firm", "baselines_cifar10_short"])
 def test_the_victims_of_the_baselines_are_there(name: str) -> None:
     cells = spec.load(ROOT / "sweeps" / f"{name}.yaml", (), ROOT / "data").cells
     assert {cell.victim_id for cell in cells} <= {path.stem for path in VICTIMS}
