@@ -68,11 +68,11 @@ class Mirror:
     def send(self, record: Record) -> None:
         """Put ``record``, after the pictures it names."""
         stored = record.model_copy(update={"details": pictures.keep(record.details, self._folder)})
-        folder = self._folder / pictures.FOLDER
-        for path in sorted(folder.glob("*.png")) if folder.is_dir() else []:
-            if path.name not in self._pictures:
-                self.remote.write(f"{pictures.FOLDER}/{path.name}", path.read_bytes())
-                self._pictures.add(path.name)
+        for name in pictures.names(stored.details):
+            path = self._folder / pictures.FOLDER / name
+            if name not in self._pictures and path.is_file():
+                self.remote.write(f"{pictures.FOLDER}/{name}", path.read_bytes())
+                self._pictures.add(name)
         self.remote.write(f"{OBJECTS}/{_name(record)}", stored.line())
 
     def push(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from bench.files import make_folder, write_atomically
 
 FOLDER = "pictures"
 PREFIX = "data:image/png;base64,"
+_KEPT = re.compile(rf"{FOLDER}/([0-9a-f]{{16}}\.png)")
 
 
 def keep(details: Any, folder: Path) -> Any:
@@ -30,6 +33,17 @@ def keep(details: Any, folder: Path) -> Any:
     except binascii.Error:
         return details
     return _write(content, folder)
+
+
+def names(details: Any) -> Iterator[str]:
+    """The names of the files in ``folder/pictures`` that ``details``, as ``keep`` left them, point to."""
+    if isinstance(details, dict):
+        details = list(details.values())
+    if isinstance(details, list | tuple):
+        for value in details:
+            yield from names(value)
+    elif isinstance(details, str) and (match := _KEPT.fullmatch(details)):
+        yield match[1]
 
 
 def _write(content: bytes, folder: Path) -> str:

@@ -67,6 +67,17 @@ def test_two_machines_add_to_one_address_and_each_gets_the_union(tmp_path: Path,
     assert len(one.path.read_bytes().splitlines()) == 3
 
 
+def test_a_record_sends_the_pictures_that_it_names_and_no_others(tmp_path: Path, address: str) -> None:
+    store, mirror = machine(tmp_path / "a", address)
+    stray = tmp_path / "a" / "pictures" / f"{'0' * 16}.png"
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(b"of another record")
+    told = {"masks": [{"found": PICTURE}, "pictures/../secret.png", f"pictures/{'1' * 16}.png"]}
+    put(store, record("ibau").model_copy(update={"details": told}))
+    (kept,) = (one.details["masks"][0]["found"] for one in store.read())
+    assert mirror.remote.names("pictures") == {kept.removeprefix("pictures/")}
+
+
 def test_a_record_that_did_not_fail_counts(tmp_path: Path, address: str) -> None:
     (one, here), (other, there) = machine(tmp_path / "a", address), machine(tmp_path / "b", address)
     put(one, record("none", status="failed"))
