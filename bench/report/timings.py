@@ -87,7 +87,8 @@ def table(path: Path, what: str) -> str:
     timings = [timing for timing in read(path) if timing.info.get("kind") == kind]
     if not timings:
         return f"{NONE}\n"
-    parts = [f"**{markdown.escape(group)}**\n\n{draw(members)}" for group, members in _groups(timings)]
+    named = [(f"**{markdown.escape(group)}**\n\n" if group else "", members) for group, members in _groups(timings)]
+    parts = [title + draw(members) for title, members in named]
     return "\n\n".join([*parts, _source(timings)]) + "\n"
 
 

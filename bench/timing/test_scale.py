@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from bench import spec
@@ -18,6 +19,9 @@ WRITTEN = 500
 """How many records are written where writing is what is timed."""
 
 
+pytestmark = pytest.mark.benchmark(group="scale")
+
+
 def _write_sweep(folder: Path) -> Path:
     cell = {"dataset": "digits", "model": "simplified_vgg", "attack": "badnets", "target": 3, "defense": "ibau"}
     radii = [0.5 * step for step in range(1, 101)]
@@ -28,7 +32,6 @@ def _write_sweep(folder: Path) -> Path:
 
 
 def _note(benchmark: Any, facts: dict[str, Any], what: str, count: int) -> None:
-    benchmark.group = "scale"
     benchmark.extra_info.update(facts, kind="scale", what=what, cells=count)
 
 
