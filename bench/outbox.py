@@ -55,8 +55,9 @@ class Outbox:
             queue.flush()
 
     def close(self) -> None:
-        """Raises ``NoRoomError`` where the store still takes nothing, once the records are in a file elsewhere, or
-        where the mirror does not, which the next sweep makes up for."""
+        """Raises ``NoRoomError`` where the store still takes nothing, once the records are in a file elsewhere; where
+        the mirror does not, which the next sweep makes up for; and where room for the last records came after
+        ``exhausted`` had been told, when cells may be left."""
         for queue in self._queues:
             queue.write()
         if self._disk.waiting:
@@ -71,6 +72,12 @@ class Outbox:
                 f" {len(self._mirror.waiting)} record(s) are in {self._store.path}, with all others: the same command"
                 " sends them from there"
             )
+        for queue in self._queues:
+            if queue.gave_up:
+                raise NoRoomError(
+                    f"{queue.place}: could not be written to for more than {PATIENCE_SECONDS:g} s; every record is in"
+                    " it now, but cells may be left: make room, and run the same command again"
+                )
 
     def _append(self, record: Record) -> None:
         self._store.append(record)
@@ -93,10 +100,13 @@ class _Queue:
         self.waiting: list[Record] = []
         self._since = self._tried = 0.0
         self._error: OSError | None = None
+        self.gave_up = False
+        """Whether ``exhausted`` has ever been true."""
 
     @property
     def exhausted(self) -> bool:
-        return bool(self.waiting) and time.monotonic() - self._since > PATIENCE_SECONDS
+        self.gave_up |= bool(self.waiting) and time.monotonic() - self._since > PATIENCE_SECONDS
+        return self.gave_up
 
     @property
     def why(self) -> str:

@@ -93,6 +93,21 @@ def test_what_finds_no_room_is_rescued(tmp_path: Path, monkeypatch: pytest.Monke
     assert [one.cell.defense["name"] for one in disk.read()] == ["none", "ibau"]
 
 
+def test_room_that_comes_after_the_sweep_has_given_up_does_not_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "PATIENCE_SECONDS", -1.0)
+    disk = Disk(tmp_path / "results")
+    box = Outbox(disk)
+    disk.full = True
+    box.put(record("ibau"))
+    assert box.exhausted
+    disk.full = False
+    with pytest.raises(NoRoomError, match=r"every record is in it now, but cells may be left"):
+        box.close()
+    assert len(disk.read()) == 1
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [

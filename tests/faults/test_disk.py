@@ -88,18 +88,19 @@ def test_full_for_good(tmp_path: Path, small_disk: Callable[[Path, str], None], 
     ended = running.wait()
     assert ended.status == 3, ended
     assert stage.lines()[: len(before)] == before
-    (rescued,) = tmp_path.glob("tiny-records-*.jsonl")
+    rescued = list(tmp_path.glob("tiny-records-*.jsonl"))  # none if a page came free for the last records
+    assert len(rescued) == ("append that file" in ended.error)
     filler.unlink()
     stage.store.repair()
     with stage.store.path.open("ab") as file:
-        file.write(rescued.read_bytes())
+        file.writelines(one.read_bytes() for one in rescued)
     again = stage.run()
     assert again.status == 0, again
     note(
         "disk of the records full for good",
         "The file system of the results is filled to the last byte during the sweep, and stays so.", stage,
         [*(line for line in stage.shorten(ended.error) if "written" in line), "exit status 3"],
-        "Room was made, the file named in the message appended to the records, and the same command run again.",
+        "Room was made, the file that the message named, if any, appended and the same command run again.",
         others=stage.union().statuses["ok"],
     )  # fmt: skip
 
