@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(3600)
 
 SHARES = {"driver": 0.4, "worker": 0.4, "raylet": 0.2}
 GONE_SECONDS = 180.0
-"""Workers go at once; Ray's own agents of a raylet that was killed while it started have been seen for over a minute."""
+"""Workers go at once; Ray's own agents of a raylet that was killed at its start have been seen for over a minute."""
 AGAIN = (
     "The same command, until it had nothing left to do. No record written before a kill was touched by what followed."
 )
