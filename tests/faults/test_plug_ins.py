@@ -71,7 +71,11 @@ CASES: Mapping[str, Case] = {
         "defense ends its worker", "A defense ends in a segmentation fault.", "failed", "its worker died 2 times",
     ),
 }  # fmt: skip
-SOUND: list[Any] = ["none", {"name": "ibau", "recipe": "reference_gtsrb", "rounds": 1}, {"name": "fine_tuning"}]
+SOUND: list[Any] = [
+    "none",
+    {"name": "ibau", "recipe": "reference_gtsrb", "rounds": 1, "carriers": 0.2},
+    {"name": "fine_tuning"},
+]
 
 
 @pytest.fixture(scope="module")
