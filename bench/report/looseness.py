@@ -45,4 +45,4 @@ def _lines(path: Path, name: str) -> Iterator[str]:
 
 def _median(rows: Sequence[Row], key: str) -> str:
     value = statistics.median(row[key] for row in rows)
-    return percent(value) if value < 100 else f"{100 * value:.1e}".replace("e+0", "e").replace("e+", "e")
+    return percent(value) if value < 100 else times_name(100 * value)
