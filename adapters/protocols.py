@@ -212,6 +212,9 @@ class Defense(BaseModel):
     def check(self, key: str) -> None:
         """Raise ``UserError``, naming the setting under ``key``, for settings that do not go together."""
 
+    def check_clean_size(self, count: int, key: str) -> None:
+        """Raise ``UserError``, naming the setting under ``key``, if the settings cannot work with ``count`` images."""
+
     def run(self, model: nn.Module, clean: LabelledImages, context: DefenseContext) -> DefenseResult:
         """Return an unlearned copy of ``model``; ``model`` itself, its mode and its gradients stay as they are.
 

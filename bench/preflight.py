@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from adapters import attacks, checkpoints, datasets, models
+from adapters import attacks, checkpoints, datasets, defenses, models
 from adapters.errors import UserError
-from adapters.protocols import ImageTensors
+from adapters.protocols import Defense, ImageTensors
 from bench.cells import Cell, plain
 from bench.spec import SweepPlan
 from bench.splits import check_clean_size
@@ -55,7 +55,7 @@ class Checked(NamedTuple):
 
 
 def check_data(plan: SweepPlan, cache_dir: Path) -> Checked:
-    """Everything fits the data: targets, poison ratios, clean sizes, triggers, checkpoints; ``UserError`` otherwise."""
+    """All fits the data: targets, poison ratios, clean sizes, defenses, triggers, checkpoints; else ``UserError``."""
     try:
         return _check_data(plan, cache_dir)
     except UserError:
@@ -72,6 +72,8 @@ def _check_data(plan: SweepPlan, cache_dir: Path) -> Checked:
     sizes = {(cell.dataset, cell.clean_size) for cell in plan.cells if cell.clean_size is not None}
     for name, size in sorted(sizes):
         check_clean_size(loaded[name].pool_size, size, plan.key("clean_size"))
+    for made, size in _with_sizes(plan.cells):
+        made.check_clean_size(size, plan.key("defense"))
     weights: dict[tuple[str, str], float] = {}
     checked: set[Any] = set()
     costs = {}
@@ -89,6 +91,14 @@ def _check_data(plan: SweepPlan, cache_dir: Path) -> Checked:
     shapes = {name: data.image_shape for name, data in loaded.items()}
     images = {name: (len(data.train.labels), len(data.test.labels) - data.pool_size) for name, data in loaded.items()}
     return Checked(costs, shapes, weights, images)
+
+
+def _with_sizes(cells: tuple[Cell, ...]) -> Iterator[tuple[Defense, int]]:
+    """Each defense with each clean size that it is to run with."""
+    pairs = {(str(cell.defense), cell.clean_size): cell for cell in cells}
+    for (_, size), cell in pairs.items():
+        if size is not None:
+            yield defenses.build(cell.defense), size
 
 
 def distinct_victims(cells: tuple[Cell, ...]) -> list[Cell]:

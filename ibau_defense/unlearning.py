@@ -155,7 +155,7 @@ class _Run:
             kept, held = (index.to(images.device) for index in hold_back(recipe.guard, labels, self.generator))
             self.guard = Guard(recipe.guard, self.network, self.optimizer, self.images[held], labels[held], self.ranks)
             self.images, self.labels = self.images[kept], labels[kept]
-        _check_carriers(recipe, len(self.images))
+        check_carriers(recipe, len(self.images))
         self.search = Search(recipe.starts, self.images.shape[1:], self.generator) if recipe.starts else None
         largest = max(recipe.batch_size or len(self.images), self.search.largest if self.search else 0)
         probe = UniversalLoss(self.network, self.images[:2], self.labels[:2], clip=recipe.clip)
@@ -357,7 +357,8 @@ class _Run:
         return mask.to(self.images.device)
 
 
-def _check_carriers(recipe: Recipe, count: int) -> None:
+def check_carriers(recipe: Recipe, count: int) -> None:
+    """Raise ``ValueError`` if some mini-batch of ``count`` images, those that no guard holds back, would carry no δ."""
     if count == 0:
         raise ValueError("images: found none; expected at least one clean image")
     size = min(recipe.batch_size or count, count)

@@ -47,8 +47,9 @@ def test_sensitivity_to_the_poison_ratio(ours: tuple[float, float], theirs: tupl
         for name, each in (("ibau", ours), ("nad", theirs))
         for ratio, asr in zip((0.2, 0.05), each, strict=True)
     ]
-    assert verdict(RATIO, *rows) == expected
-    assert verdict(RATIO, *rows[:2]) is None  # without any other defense there is no least sensitive one
+    control = [case("fine_tuning", 0.05, poison_ratio=ratio) for ratio in (0.2, 0.05)]
+    assert verdict(RATIO, *rows) == verdict(RATIO, *rows, *control) == expected
+    assert verdict(RATIO, *rows[:2], *control) is None  # without any baseline there is no least sensitive one
     assert verdict(RATIO, rows[0], rows[2]) is None
 
 

@@ -12,6 +12,8 @@ import fake_cells
 import pytest
 
 from adapters.errors import UserError
+from bench.ledger import Ledger, keep
+from bench.records import RecordStore
 from bench.report.embed import embed, main, table
 
 ROOT = Path(__file__).parents[1]
@@ -92,6 +94,22 @@ def test_a_block_without_records_is_one_line(tmp_path: Path) -> None:
 def test_an_unreadable_document_is_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none.md")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_sweeps_took_is_in_their_ledgers(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    RecordStore(folder).append(fake_cells.record())
+    text = f"<!-- runs: {folder} -->\n<!-- /runs -->"
+    with pytest.raises(UserError, match=r"runs: found no ledger\.json of a sweep in .*tiny"):
+        embed(text, Path("/"))
+    made = Ledger(busy=90.0, work=60.0, first_start=10.0, last_end=60.0)
+    made.offers = [(0.0, 2)]
+    for finished in (False, True):
+        keep(folder, made.entry(finished=finished))
+    assert "| tiny | 1 | 2 | 1:40 | 2 | 90 % | 60 % | – |" in embed(text, Path("/"))
+    (folder / "ledger.json").write_text('{"schema": 1, "runs": [{"seconds": "soon"}]}')
+    with pytest.raises(UserError, match="found no ledger"):
+        embed(text, Path("/"))
 
 
 def test_how_loose_the_bounds_are_is_computed_from_the_records(tmp_path: Path) -> None:

@@ -197,6 +197,17 @@ def test_what_does_not_fit_the_data_names_its_file(tmp_path: Path) -> None:
     plan = _load(_all(tmp_path, "one", "two"))
     with pytest.raises(UserError, match=r"^two\.yaml: cell\.clean_size: found 400; expected at least 1 and at most 24"):
         preflight.check_data(plan, tmp_path / "cache")
+    few = {"name": "ibau", "recipe": "reference", "batch_size": 16, "carriers": 0.1}
+    _file(
+        tmp_path,
+        "two",
+        cell={**tiny_sweep.tree()["cell"], "clean_size": 24, "poison_ratio": 0.1},
+        grid={"defense": ["none", few]},
+    )
+    with pytest.raises(
+        UserError, match=r"^two\.yaml: grid\.defense\.carriers: 0\.1 of a mini-batch of 8 images is none"
+    ):
+        preflight.check_data(_load(_all(tmp_path, "one", "two")), tmp_path / "cache")
     _file(tmp_path, "two", cell={**tiny_sweep.tree()["cell"], "model": "resnet81"})
     with pytest.raises(UserError, match=r"^two\.yaml: cell\.model: "):
         preflight.check_names(_load(_all(tmp_path, "one", "two")))

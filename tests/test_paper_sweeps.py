@@ -51,6 +51,13 @@ def test_every_file_expands_to_the_cells_it_should(name: str, budget: str | None
     preflight.check_names(plan)
 
 
+def test_at_full_size_victims_are_trained_as_in_the_paper() -> None:
+    for cell in _plan("all").cells:
+        assert cell.training
+        assert cell.training.epochs == 50
+        assert cell.training.peak_lr == (0.05 if cell.model == "simplified_vgg" else 0.003)
+
+
 def test_all_includes_every_file_once() -> None:
     assert {path.stem for path in FOLDER.glob("*.yaml")} == set(COUNTS)
     for budget, _ in SIZES:

@@ -288,6 +288,15 @@ def test_formats(tmp_path: Path) -> None:
         build(tmp_path, ["pdf"])
 
 
+def test_a_report_without_figures_has_its_tables_and_no_link(tmp_path: Path) -> None:
+    fake.write(tmp_path, [fake.record(fake.cell())])
+    assert main([str(tmp_path), "--format", "md,csv", "--no-figures"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"records.jsonl", "report.md", "tables.csv", "records.csv"}
+    assert "plots/" not in (tmp_path / "report.md").read_text()
+    assert main([str(tmp_path), "--format", "md"]) == 0
+    assert "plots/" in (tmp_path / "report.md").read_text()
+
+
 def test_latex_and_csv_draw_nothing(tmp_path: Path) -> None:
     fake.write(tmp_path, [fake.record(fake.cell())])
     assert build(tmp_path, ["csv", "latex"]).name == "tables.csv"

@@ -38,12 +38,14 @@ def page_of(folder: Path, *records: dict[str, Any]) -> Page:
 
 
 @pytest.mark.parametrize("name", COMMITTED)
-def test_committed_tables_are_those_of_the_committed_records(name: str) -> None:
+def test_a_committed_report_is_that_of_the_committed_records(name: str) -> None:
+    """Its tables as numbers, and the page with its claims, notes and records; but for the figures, no byte differs."""
     folder = ROOT / "results" / name
-    again = spreadsheet.figures(compose(folder, read(folder), draw=False))
-    told = f"run: python -m bench.report results/{name} --format csv"
-    assert (folder / "tables.csv").is_file(), told
-    assert again == (folder / "tables.csv").read_text(encoding="utf-8"), told
+    page = compose(folder, read(folder), draw=False)
+    told = f"run: python -m bench.report results/{name} --format md,csv --no-figures"
+    for file, render in {"tables.csv": spreadsheet.figures, "report.md": markdown.render}.items():
+        assert (folder / file).is_file(), told
+        assert render(page) == (folder / file).read_text(encoding="utf-8"), told
 
 
 def test_some_records_are_committed() -> None:
@@ -188,10 +190,14 @@ def test_what_was_set_after_a_budget_is_told_with_it(tmp_path: Path) -> None:
     record = fake.record(fake.cell())
     digits = {"name": "table2", "reductions": "The digits.", "cells": []}
     moved = {**digits, "overrides": ["cell.dataset=gtsrb", 3, "seeds=2"]}
-    (tmp_path / "sweep.json").write_text(json.dumps({"parts": [moved, moved, digits, {"name": "x", "overrides": "y"}]}))
+    whole = {"name": "table4", "overrides": ["seeds=1"], "cells": []}
+    (tmp_path / "sweep.json").write_text(
+        json.dumps({"parts": [moved, moved, digits, {"name": "x", "overrides": "y"}, whole]})
+    )
     page = page_of(tmp_path, record)
     told = "The digits. (then set: cell.dataset=gtsrb, seeds=2)"
-    assert page.reductions == (("table2", told), ("table2", "The digits."))
+    set_alone = ("table4", "Set on the command line: seeds=1.")
+    assert page.reductions == (("table2", told), ("table2", "The digits."), set_alone)
     assert all(told in render(page) for render in (html.render, markdown.render, latex.render))
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from adapters.errors import UserError
 from adapters.protocols import Defense, DefenseContext, DefenseResult, LabelledImages
 from ibau_defense import BALLS, IBAU, RECIPES, SOLVERS, MultiStart, Recipe, RoundReport
+from ibau_defense.unlearning import check_carriers
 
 RecipeName = Literal["paper", "reference", "reference_gtsrb", "danskin", "danskin_gtsrb", "fast"]
 
@@ -116,6 +117,14 @@ class Ibau(Defense):
                 f"{key}.{unused[0]}: found {getattr(self, unused[0])}; expected none: the recipe {self.recipe} has no "
                 "implicit term to solve for (implicit: true gives it one)"
             )
+
+    def check_clean_size(self, count: int, key: str) -> None:
+        recipe = self.settings()
+        if recipe.guard is None:  # otherwise how many it holds back depends on the labels
+            try:
+                check_carriers(recipe, count)
+            except ValueError as error:
+                raise UserError(f"{key}.{error}") from None
 
     def _solver(self, recipe: Recipe) -> Any:
         given = {"max_steps": self.solver_steps, "step": self.solver_step, "damping": self.damping}

@@ -1,4 +1,4 @@
-"""``python -m bench.report RESULTS [--format html,md,latex,csv]``."""
+"""``python -m bench.report RESULTS [--format html,md,latex,csv] [--no-figures]``."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="folder with records.jsonl, JSON of tox -e bench, or the address of OUT/NAME, e.g. s3://bucket/runs/NAME",
     )  # fmt: skip
     parser.add_argument("--format", default=",".join(FORMATS), help="comma-separated, of: %(default)s (default: all)")
+    parser.add_argument("--no-figures", action="store_true", help="tables, claims and notes alone: no plots/")
     options = parser.parse_args(arguments)
     try:
-        print(build(_folder(options.results), [name.strip() for name in options.format.split(",")]))
+        formats = [name.strip() for name in options.format.split(",")]
+        print(build(_folder(options.results), formats, figures=not options.no_figures))
     except (UserError, RemoteError) as error:
         print(f"bench.report: {error}", file=sys.stderr)
         return 2

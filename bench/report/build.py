@@ -22,13 +22,13 @@ FORMATS: Mapping[str, Mapping[str, Callable[[Page], str]]] = {
 WITH_FIGURES = frozenset({"html", "md"})
 
 
-def build(folder: Path, formats: Sequence[str] = tuple(FORMATS)) -> Path:
+def build(folder: Path, formats: Sequence[str] = tuple(FORMATS), figures: bool = True) -> Path:
     """Write the report of ``folder/records.jsonl`` beside it and return the path of ``report.html``.
 
     ``folder`` may also be a file of the timing suite's; its report lies in a folder of its name.
 
-    The same records give the same bytes. ``formats`` picks among ``FORMATS``; ``html`` and ``md`` come with
-    figures, which are written to ``plots/`` too. If ``html`` is not asked for, the first format's path is
+    The same records give the same bytes. ``formats`` picks among ``FORMATS``; with ``figures``, ``html`` and ``md``
+    come with them, and they are written to ``plots/`` too. If ``html`` is not asked for, the first format's path is
     returned instead. Raises ``UserError`` for a folder without records, an unknown format, or one that cannot be
     written to.
     """
@@ -38,7 +38,7 @@ def build(folder: Path, formats: Sequence[str] = tuple(FORMATS)) -> Path:
             raise UserError(f"--format: found {name!r}; expected one or more of: {', '.join(FORMATS)}")
     reading = timings.reading(folder) if folder.is_file() else read(folder)
     folder = folder.with_suffix("") if folder.is_file() else folder
-    page = compose(folder, reading, draw=not WITH_FIGURES.isdisjoint(wanted))
+    page = compose(folder, reading, draw=figures and not WITH_FIGURES.isdisjoint(wanted))
     try:
         folder.mkdir(exist_ok=True)
         _write_figures(page, folder / "plots")

@@ -61,7 +61,7 @@ def claims(scored: Sequence[Row]) -> Titled | None:
 
 
 def least_sensitive_to_poison_ratio(found: Evidence) -> Verdict | None:
-    """Effective at every ratio, and its ASR varies no more than that of any defense effective at one of them."""
+    """Effective at every ratio, and its ASR varies no more than that of any baseline effective at one of them."""
     spans, able = {}, {}
     for name, rows in found.rows.items():
         kept, _ = settings.along(rows, "poison_ratio")
@@ -70,12 +70,16 @@ def least_sensitive_to_poison_ratio(found: Evidence) -> Verdict | None:
         if each:
             spans[name] = max(max(map(_asr, ratios)) - min(map(_asr, ratios)) for ratios in each)
             able[name] = [_effective(rows) for ratios in each for rows in ratios]
-    rivals = [name for name in found.others if any(able.get(name, ()))]
-    if found.ours not in spans or not set(found.others) & spans.keys():
+    beside = [name for name in found.others if any(able.get(name, ()))]
+    baselines = {name for name in found.others if found.rows[name][0].defense in published.BASELINES}
+    if found.ours not in spans or not baselines & spans.keys():
         return None
+    rivals = [name for name in beside if name in baselines]
     least = all(spans[found.ours] <= spans[name] for name in rivals)
-    told = "; ".join(f"{name} {_points(spans[name])}" for name in (found.ours, *rivals))
-    return _graded(all(able[found.ours]), least, f"ASR varies with the ratio by, at most: {told}")
+    told = {name: f"{name} {_points(spans[name])}" for name in (found.ours, *beside)}
+    figures = f"ASR varies with the ratio by, at most: {'; '.join(told[name] for name in (found.ours, *rivals))}"
+    more = _besides([told[name] for name in beside if name not in rivals])
+    return _graded(all(able[found.ours]), least, figures + more)
 
 
 def effective_at_few_images(found: Evidence) -> Verdict | None:
@@ -100,8 +104,7 @@ def only_one_effective_everywhere(found: Evidence) -> Verdict | None:
     ahead = all(sum(shared[name].values()) <= sum(ours[key] for key in shared[name]) for name in rivals)
     told = {name: _told(each, ours, found.ours) for name, each in shared.items()}
     figures = "; ".join([f"{found.ours} {_told(ours, ours, '')}", *(f"{name} {told[name]}" for name in rivals)])
-    beside = ", ".join(f"{name} {text}" for name, text in told.items() if name not in rivals)
-    more = f"; not among the paper's baselines: {beside}" if beside else ""
+    more = _besides([f"{name} {text}" for name, text in told.items() if name not in rivals])
     return Verdict(HOLDS if alone else IN_PART if ahead else DOES_NOT, f"effective in: {figures}{more}")
 
 
@@ -162,6 +165,11 @@ def _falling(rows: Sequence[Row], axis: Callable[[Row], float | None], symbol: s
 
 def _graded(first: bool, second: bool, figures: str) -> Verdict:
     return Verdict(HOLDS if first and second else IN_PART if first or second else DOES_NOT, figures)
+
+
+def _besides(told: Sequence[str]) -> str:
+    """What controls do, and defenses of one's own: no rivals, but to be read beside them."""
+    return f"; not among the paper's baselines: {', '.join(told)}" if told else ""
 
 
 def _few(row: Row) -> bool:

@@ -36,6 +36,11 @@ what became of injected faults (``bench.report.faults``). Blocks of the form
 
 get the table of simulated sweeps in that file (``bench.report.driver``). Blocks of the form
 
+    <!-- runs: results/table4 results/table5 -->
+    <!-- /runs -->
+
+get a line for each of those folders: how long its sweep took, and on what (``bench.report.runs``). Blocks of the form
+
     <!-- looseness: results/theory -->
     <!-- /looseness -->
 
@@ -55,7 +60,7 @@ from typing import Any
 
 from adapters.errors import UserError
 from bench.records import Record, RecordStore
-from bench.report import driver, faults, looseness, markdown, timings
+from bench.report import driver, faults, looseness, markdown, runs, timings
 from bench.report.groups import by
 from bench.report.page import Drawn, compose
 from bench.report.rows import read
@@ -63,6 +68,7 @@ from bench.report.rows import read
 BLOCK = re.compile(r"(<!-- records: (?P<folder>\S+) rows: (?P<rows>\S+) -->\n).*?(<!-- /records -->)", re.DOTALL)
 FAULTS = re.compile(r"(<!-- faults: (?P<folder>\S+) -->\n).*?(<!-- /faults -->)", re.DOTALL)
 DRIVER = re.compile(r"(<!-- driver: (?P<file>\S+) -->\n).*?(<!-- /driver -->)", re.DOTALL)
+RUNS = re.compile(r"(<!-- runs: (?P<folders>[^>]+?) -->\n).*?(<!-- /runs -->)", re.DOTALL)
 LOOSENESS = re.compile(r"(<!-- looseness: (?P<folder>\S+) -->\n).*?(<!-- /looseness -->)", re.DOTALL)
 PLOT = re.compile(r"(<!-- plot: (?P<folder>\S+) (?P<stem>\S+) -->\n).*?(<!-- /plot -->)", re.DOTALL)
 TIMING = re.compile(r"(<!-- timing: (?P<folder>\S+) (?P<what>\S+) -->\n).*?(<!-- /timing -->)", re.DOTALL)
@@ -119,9 +125,12 @@ def embed(text: str, root: Path) -> str:
     def loose(match: re.Match[str]) -> str:
         return match[1] + looseness.table(root / match["folder"]) + match[3]
 
+    def ran(match: re.Match[str]) -> str:
+        return match[1] + runs.table([root / name for name in match["folders"].split()]) + match[3]
+
     blocks = (
         (BLOCK, fill), (REPORT, reported), (FAULTS, tell), (DRIVER, simulated), (PLOT, plot), (TIMING, timing),
-        (LOOSENESS, loose),
+        (LOOSENESS, loose), (RUNS, ran),
     )  # fmt: skip
     for pattern, write in blocks:
         text = pattern.sub(write, text)
@@ -234,10 +243,10 @@ def _percent(value: float) -> str:
 
 def _source(records: Sequence[Record]) -> str:
     sources = [record.provenance for record in records if record.provenance]
-    devices = sorted({f"{source.device}, {source.threads} thread(s)" for source in sources})
     versions = sorted({f"torch {source.torch}" for source in sources})
     commits = sorted({source.commit[:7] for source in sources if source.commit})
-    return f"{len(records)} records on {'; '.join(devices)}; {', '.join(versions)}; commit {', '.join(commits)}."
+    hardware = "; ".join(runs.hardware(records))
+    return f"{len(records)} records on {hardware}; {', '.join(versions)}; commit {', '.join(commits)}."
 
 
 def _value(tree: Mapping[str, Any], key: str) -> str:

@@ -37,7 +37,7 @@ def render(page: Page) -> str:
     """``report.tex``. Everything that comes from a record is escaped; letters no font has are told by number."""
     parts = [_PREAMBLE, rf"\section*{{{escape(page.title)}}}"]
     parts.append("\\\\\n".join(f"{escape(name)}: {escape(text)}" for name, text in page.facts))
-    parts += [rf"\textbf{{Reduced, {escape(name)}:}} {escape(words)}" for name, words in page.reductions]
+    parts += [rf"\textbf{{Reduced or changed, {escape(name)}:}} {escape(words)}" for name, words in page.reductions]
     for section in page.groups:
         parts.append(rf"\section*{{{escape(section.title)}}}")
         parts.append(table(section.summary, "Summary by defense"))

@@ -16,7 +16,10 @@ def render(page: Page) -> str:
     """``report.md``: the same sections as the page, its figures as links to ``plots/``."""
     parts = [f"# {escape(page.title)}", page_facts(page)]
     if page.reductions:
-        parts.append("## Reduced\n\nThese sweeps ran at less than the paper's size.")
+        parts.append(
+            "## Reduced or changed\n\n"
+            "These sweeps ran at less than the paper's size, or with settings of the command line."
+        )
         parts.append("\n".join(f"- **{escape(name)}** {escape(words)}" for name, words in page.reductions))
     for section in page.groups:
         parts.append(f"## Data set {escape(section.title)}")

@@ -17,7 +17,7 @@ STUDIES = ("table", "figure", "c_delta", "ablation")
 
 class SweepFiles(NamedTuple):
     """``cells``: name of a sweep file to the ids of its records. ``reductions``: what its budget left out, in words,
-    and what ``--set`` changed after that."""
+    and what ``--set`` changed after that, or without one."""
 
     budget: str
     cells: dict[str, frozenset[str]]
@@ -43,7 +43,10 @@ def read(folder: Path) -> SweepFiles:
 
 def _reduced(part: Mapping[str, Any]) -> str:
     words, overrides = _text(part.get("reductions")), list(filter(None, map(_text, _list(part.get("overrides")))))
-    return f"{words} (then set: {', '.join(overrides)})" if words and overrides else words
+    told = ", ".join(overrides)
+    if words:
+        return f"{words} (then set: {told})" if told else words
+    return f"Set on the command line: {told}." if told else ""
 
 
 def assign(rows: Sequence[Row], files: SweepFiles) -> list[Row]:
