@@ -166,7 +166,7 @@ def test_every_way_to_run_ibau_has_a_line_of_its_own() -> None:
     found = claims(rows)
     assert found is not None
     assert {(row[0].note, row[1].text) for row in found.table.rows} == {
-        ("I-BAU (recipe fast, rounds default)", HOLDS),
+        ("I-BAU (recipe fast)", HOLDS),
         ("I-BAU (recipe reference, rounds 3)", DOES_NOT),
     }
 

@@ -81,14 +81,18 @@ def groups(rows: Sequence[Row]) -> list[Group]:
 
 
 def variants(rows: Sequence[Row]) -> dict[str, str]:
-    """Record id to the name of its defense, with the settings that tell it from others of that name."""
+    """Record id to the name of its defense, with the settings that tell it from others of that name.
+
+    Of these only such as have a value; a variant where none has is ``(defaults)``.
+    """
     labels: dict[str, str] = {}
     for defense, members in by(rows, lambda row: row.defense).items():
         keys = sorted({key for row in members for key in row.settings})
         varying = [key for key in keys if len({canonical(row.settings.get(key)) for row in members}) > 1]
         for row in members:
-            told = ", ".join(f"{key} {text_of(row.settings.get(key))}" for key in varying)
-            labels[row.id] = defense_name(defense) + (f" ({told})" if told else "")
+            given = [key for key in varying if row.settings.get(key) is not None]
+            told = ", ".join(f"{key} {text_of(row.settings[key])}" for key in given) or "defaults"
+            labels[row.id] = defense_name(defense) + (f" ({told})" if varying else "")
     return labels
 
 
