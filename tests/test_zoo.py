@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adapters.attacks import FittedTrigger
-from bench import spec, victim_files
+from bench import includes, spec, victim_files
 
 ROOT = Path(__file__).resolve().parents[1]
 ZOO = ROOT / "results" / "zoo"
@@ -27,4 +27,9 @@ def test_a_victim_is_what_it_says(path: Path) -> None:
 @pytest.mark.parametrize("name", ["baselines_gtsrb_short", "baselines_gtsrb_firm", "baselines_cifar10_short"])
 def test_the_victims_of_the_baselines_are_there(name: str) -> None:
     cells = spec.load(ROOT / "sweeps" / f"{name}.yaml", (), ROOT / "data").cells
+    assert {cell.victim_id for cell in cells} <= {path.stem for path in VICTIMS}
+
+
+def test_the_victims_of_the_papers_tables_on_gtsrb_are_there() -> None:
+    cells = includes.load(ROOT / "sweeps" / "paper_gtsrb.yaml", (), ROOT / "data", "gtsrb").cells
     assert {cell.victim_id for cell in cells} <= {path.stem for path in VICTIMS}
