@@ -133,6 +133,20 @@ class Recipe:
         exact = count * self.phases[self.phase(progress)]
         return math.ceil(exact) if self.rounding == "up" else int(exact)
 
+    def check_images(self, count: int) -> None:
+        """Raise ``ValueError`` if some mini-batch of ``count`` images, none of them held back, would carry no δ."""
+        if count == 0:
+            raise ValueError("images: found none; expected at least one clean image")
+        size = min(self.batch_size or count, count)
+        last = count % size or size
+        smallest = min(self.phases)
+        if min(self.carried(last, phase / len(self.phases)) for phase in range(len(self.phases))) == 0:
+            raise ValueError(
+                f"carriers: {smallest} of a mini-batch of {last} images is none, so delta would be added to no "
+                f"image; expected a share of at least {1 / last:.3g}, or a clean size ({count}) that is a multiple of "
+                f"a batch size of at least {round(1 / smallest)}"
+            )
+
 
 PAPER = Recipe()
 """Algorithm 1 to the letter: δ from zero for every step, T projected ascent steps on H itself, five fixed-point

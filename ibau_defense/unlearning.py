@@ -155,7 +155,7 @@ class _Run:
             kept, held = (index.to(images.device) for index in hold_back(recipe.guard, labels, self.generator))
             self.guard = Guard(recipe.guard, self.network, self.optimizer, self.images[held], labels[held], self.ranks)
             self.images, self.labels = self.images[kept], labels[kept]
-        check_carriers(recipe, len(self.images))
+        recipe.check_images(len(self.images))
         self.search = Search(recipe.starts, self.images.shape[1:], self.generator) if recipe.starts else None
         largest = max(recipe.batch_size or len(self.images), self.search.largest if self.search else 0)
         probe = UniversalLoss(self.network, self.images[:2], self.labels[:2], clip=recipe.clip)
@@ -355,18 +355,3 @@ class _Run:
         mask = torch.zeros(count, dtype=torch.bool)
         mask[chosen] = True
         return mask.to(self.images.device)
-
-
-def check_carriers(recipe: Recipe, count: int) -> None:
-    """Raise ``ValueError`` if some mini-batch of ``count`` images, those that no guard holds back, would carry no δ."""
-    if count == 0:
-        raise ValueError("images: found none; expected at least one clean image")
-    size = min(recipe.batch_size or count, count)
-    last = count % size or size
-    smallest = min(recipe.phases)
-    if min(recipe.carried(last, phase / len(recipe.phases)) for phase in range(len(recipe.phases))) == 0:
-        raise ValueError(
-            f"carriers: {smallest} of a mini-batch of {last} images is none, so delta would be added to no "
-            f"image; expected a share of at least {1 / last:.3g}, or a clean size ({count}) that is a multiple of a "
-            f"batch size of at least {round(1 / smallest)}"
-        )

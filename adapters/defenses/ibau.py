@@ -11,7 +11,6 @@ from torch import nn
 from adapters.errors import UserError
 from adapters.protocols import Defense, DefenseContext, DefenseResult, LabelledImages
 from ibau_defense import BALLS, IBAU, RECIPES, SOLVERS, MultiStart, Recipe, RoundReport
-from ibau_defense.unlearning import check_carriers
 
 RecipeName = Literal["paper", "reference", "reference_gtsrb", "danskin", "danskin_gtsrb", "fast"]
 
@@ -122,7 +121,7 @@ class Ibau(Defense):
         recipe = self.settings()
         if recipe.guard is None:  # otherwise how many it holds back depends on the labels
             try:
-                check_carriers(recipe, count)
+                recipe.check_images(count)
             except ValueError as error:
                 raise UserError(f"{key}.{error}") from None
 
