@@ -67,6 +67,6 @@ def test_what_is_injected_again_leaves_no_old_record(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["{", '{"schema": 1}\n'])
 def test_what_is_no_record_of_a_fault_is_one_line(content: str, tmp_path: Path) -> None:
-    (tmp_path / "records.jsonl").write_text(content)
+    (tmp_path / "faults.jsonl").write_text(content)
     with pytest.raises(UserError, match="expected"):
         read(tmp_path)

@@ -1,4 +1,4 @@
-"""What became of injected faults: ``results/faults/records.jsonl``, a line a kind, and how documents show it."""
+"""What became of injected faults: ``results/faults/faults.jsonl``, a line a kind, and how documents show it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adapters.errors import UserError
 from bench.cells import Frozen
 from bench.files import write_atomically
 
-FILE = "records.jsonl"
+FILE = "faults.jsonl"
 SCHEMA = 1
 NONE = "*No faults are committed yet.*"
 

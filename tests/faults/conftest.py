@@ -15,7 +15,7 @@ from bench.report.faults import FaultRecord, forget, put
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--outcomes", type=Path, default=ROOT / "results" / "faults", help="the folder of records.jsonl")
+    parser.addoption("--outcomes", type=Path, default=ROOT / "results" / "faults", help="the folder of faults.jsonl")
     parser.addoption("--kills", type=int, default=50, help="how many processes of sweeps to kill, in all")
     parser.addoption("--fault-seed", type=int, default=0, help="of the moments of the kills")
 
