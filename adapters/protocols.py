@@ -138,9 +138,11 @@ class DefenseContext:
 
     ``radius`` is C_delta, the norm bound in the units of pixels in [0, 1]. ``seed`` is the root of every random
     choice the defense makes. After each of its rounds a defense calls ``on_round(model, info)``; the harness
-    stops its clock, scores the model and keeps ``info`` (JSON-able diagnostics). ``deadline`` is a value of
-    ``time.monotonic()`` past which the defense stops with what it has. ``micro_batch``, if given, is how many images
-    may go through the network at once: an earlier attempt ran out of memory (``Defense.bounds_memory``).
+    stops its clock, scores the model and keeps ``info`` (JSON-able diagnostics); ``helper: True`` there says that the
+    defense would never return this model, such as NAD's teacher, and that its scores are no effect of the defense.
+    ``deadline`` is a value of ``time.monotonic()`` past which the defense stops with what it has. ``micro_batch``, if
+    given, is how many images may go through the network at once: an earlier attempt ran out of memory
+    (``Defense.bounds_memory``).
     """
 
     num_classes: int

@@ -58,6 +58,11 @@ def has_effect(acc_before: float, acc: float, asr: float) -> bool:
     return asr < EFFECT_ASR and acc_before - acc <= EFFECT_ACC_LOSS
 
 
+def round_has_effect(acc_before: float, told: Mapping[str, Any]) -> bool:
+    """That of a round with ``acc`` and ``asr``, unless its model is a mere ``helper`` that the defense never returns."""
+    return not told.get("helper", False) and has_effect(acc_before, told["acc"], told["asr"])
+
+
 @dataclass
 class Clock:
     """Seconds of the defense's own work: stopped while the harness scores. CUDA is synchronised at both ends."""

@@ -71,10 +71,11 @@ def test_rounds_show_the_teacher_and_then_the_student() -> None:
     data = LabelledImages(torch.rand(20, 3, 8, 8), torch.arange(20) % 3)
     seen = []
     context = DefenseContext(
-        num_classes=3, device=torch.device("cpu"), seed=0, on_round=lambda model, info: seen.append(info["phase"])
-    )
+        num_classes=3, device=torch.device("cpu"), seed=0,
+        on_round=lambda model, info: seen.append((info["phase"], info.get("helper", False))),
+    )  # fmt: skip
     result = Nad(teacher_epochs=2, epochs=3, batch_size=10).run(network().eval(), data, context)
-    assert seen == ["teacher"] * 2 + ["student"] * 3
+    assert seen == [("teacher", True)] * 2 + [("student", False)] * 3
     assert result.details["layers"] == ["1", "2", "3"]
     assert result.details["betas"] == [500.0, 1000.0, 1000.0]
 

@@ -52,6 +52,8 @@ class Known(Defense):
 
     name: ClassVar[str] = "known_cost"
     started: ClassVar[list[int]] = []
+    helpers: ClassVar[int] = 0
+    """In how many of its first rounds the model is one that it would not return."""
 
     def run(self, model: nn.Module, clean: LabelledImages, context: DefenseContext) -> DefenseResult:
         assert isinstance(model, Slow)
@@ -62,7 +64,7 @@ class Known(Defense):
             with torch.no_grad():
                 model.linear.bias.add_(1e-3)
                 model(clean.images)
-            context.on_round(model, {})
+            context.on_round(model, {"helper": model.done <= self.helpers})
         return DefenseResult(model)
 
 
@@ -155,6 +157,20 @@ def test_the_timer_finds_the_known_cost_of_a_defense(
     assert info["record"]["seconds_to_effect"] == (seconds if last else None)
     assert Known.started == [0] * 5  # once explored, four times timed, each on a fresh copy
     assert prepared.victim.model.done == 0
+
+
+@pytest.mark.benchmark(timer=CLOCK)
+@pytest.mark.parametrize(("helpers", "last"), [(3, 4), (4, 5), (5, None)])
+def test_the_effect_of_a_helper_is_not_that_of_the_defense(
+    benchmark: Any, known: Any, monkeypatch: pytest.MonkeyPatch, helpers: int, last: int | None
+) -> None:
+    """A teacher may have lost the backdoor long before the student that is returned has."""
+    monkeypatch.setattr(Known, "helpers", helpers)
+    cell, prepared = known(EFFECT_AT)
+    time_to_effect(benchmark, cell, prepared, CPU, budget=0.0)
+    info = benchmark.extra_info
+    assert info["round"] == last
+    assert info["record"]["seconds_to_effect"] == (last or ROUNDS) * ROUND  # what comes out has effect, at the latest
 
 
 def test_a_run_is_repeated_as_often_as_there_is_time(known: Any) -> None:

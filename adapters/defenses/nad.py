@@ -73,7 +73,7 @@ class Nad(Defense):
             teacher, student = trainable_copy(model), trainable_copy(model)
             first = tune(
                 teacher, clean, self._tuning(self.teacher_epochs), context, generator, change=change,
-                info={"phase": "teacher"},
+                info={"phase": "teacher", "helper": True},
             )  # fmt: skip
             if first.status != "ok":
                 return tuned_result(teacher, model, first, details)

@@ -18,9 +18,9 @@ BASELINES = ("neural_cleanse", "deep_inspect", "tabor", "fine_pruning", "nad")
 """Those of the paper's Table 6."""
 HEADS = ("Seconds to effect", "× I-BAU", "Cells with effect", "Seconds in all", "Passes an image")
 MEANING = (
-    "Effect: the first round with ASR under 20 % and at most 10 points of ACC lost. Mean over the cells that took "
-    "effect, smallest to largest beneath; ours on the devices named above, the paper's over its seven cases, on its "
-    "authors' GPU."
+    "Effect: the first round with ASR under 20 % and at most 10 points of ACC lost, of a model that the defense may "
+    "return: rounds of NAD's teacher do not count. Mean over the cells that took effect, smallest to largest beneath; "
+    "ours on the devices named above, the paper's over its seven cases, on its authors' GPU."
 )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bench.cells import Cell
-from bench.defense_run import DefenseRun, Prepared, clean_set, has_effect
+from bench.defense_run import DefenseRun, Prepared, clean_set, has_effect, round_has_effect
 from bench.records import Record
 from bench.run_cell import run_cell
 
@@ -59,7 +59,7 @@ def explore(cell: Cell, prepared: Prepared, device: torch.device) -> Stretch:
         raise ValueError(f"{record.reason}; expected a victim that answers to its trigger")
     acc = prepared.before_traced.acc
     rounds = enumerate(record.rounds, start=1)
-    last = next((number for number, row in rounds if has_effect(acc, row["acc"], row["asr"])), None)
+    last = next((number for number, row in rounds if round_has_effect(acc, row)), None)
     return Stretch(record, last, record.rounds[last - 1]["elapsed_seconds"] if last else record.seconds)
 
 

@@ -13,7 +13,7 @@ MOST_TRACES = 60
 
 def traces(series: Series, study: str = "") -> list[Plot]:
     """ASR and ACC after each round, from the victim at round 0; a thin line a record. ``study``: whose records, if of
-    one figure of the paper."""
+    one figure of the paper. Rounds of a helper, such as NAD's teacher, are left out: it is never what is returned."""
     with_rounds = {
         label: kept for label, rows in series.rows.items() if (kept := [row for row in rows if _trace(row, "asr")])
     }
@@ -52,7 +52,7 @@ def _count(rows: Mapping[str, Sequence[Row]]) -> int:
 
 
 def _trace(row: Row, metric: str) -> list[tuple[int, float]]:
-    found = [(index, number(each.get(metric))) for index, each in enumerate(row.rounds, 1)]
+    found = [(index, number(each.get(metric))) for index, each in enumerate(row.rounds, 1) if not each.get("helper")]
     trace = [(index, value) for index, value in found if value is not None]
     start = row.before.get(metric)
     return [(0, start), *trace] if trace and start is not None else trace
@@ -89,7 +89,8 @@ def _trigger_curves(rows: Sequence[Row]) -> dict[str, dict[int, float]]:
     seen: dict[str, dict[int, list[float]]] = {}
     for row in rows:
         before = {each.attack: each.asr for each in row.triggers_before}
-        for index, told in enumerate([before, *(each.get("asr_by_trigger") for each in row.rounds)]):
+        after = ({} if each.get("helper") else each.get("asr_by_trigger") for each in row.rounds)
+        for index, told in enumerate([before, *after]):
             for trigger, rate in told.items() if isinstance(told, Mapping) else ():
                 known = number(rate)
                 if known is not None:
