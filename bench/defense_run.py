@@ -59,7 +59,7 @@ def has_effect(acc_before: float, acc: float, asr: float) -> bool:
 
 
 def round_has_effect(acc_before: float, told: Mapping[str, Any]) -> bool:
-    """That of a round with ``acc`` and ``asr``, unless its model is a mere ``helper`` that the defense never returns."""
+    """That of a round with ``acc`` and ``asr``; no ``helper`` has any, a model that the defense never returns."""
     return not told.get("helper", False) and has_effect(acc_before, told["acc"], told["asr"])
 
 

@@ -145,6 +145,21 @@ def test_the_command_writes_what_the_document_shows(tmp_path: Path, capsys: pyte
     assert markdown(found) in capsys.readouterr().out
 
 
+def test_an_interrupt_costs_the_run_at_hand_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, run = tmp_path / "driver.json", Simulation.run
+
+    def interrupted(self: Simulation) -> DriverRun:
+        if path.exists():
+            raise KeyboardInterrupt
+        return run(self)
+
+    monkeypatch.setattr(Simulation, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        driver.main(["--workers", "2", "5", "--cells", "10", "--mean", "4", "--file", str(path)])
+    assert [one.workers for one in read(path).runs] == [2]
+    assert [one.name for one in tmp_path.iterdir()] == ["driver.json"]
+
+
 RUN = DriverRun(
     workers=4, cells=90, victims=10, work=300.0, makespan=100.0, pick=0.01, start=0.02, report=0.07, store=0.4,
     first=0.004, last=0.006, lost=0, doubled=0,

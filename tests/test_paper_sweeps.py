@@ -23,12 +23,12 @@ COUNTS = {  # (cells, victims) at full size, and with the small budget
     "table6": ((294, 42), (42, 7)),
     "table7": ((30, 15), (3, 3)),
     "table8": ((30, 5), (3, 1)),
-    "figure1": ((60, 1), (16, 1)),
+    "figure1": ((60, 1), (12, 1)),
     "figures3_4": ((8, 4), (2, 2)),
     "figure5": ((2, 1), (1, 1)),
     "c_delta": ((60, 3), (12, 1)),
     "ablation": ((39, 3), (8, 1)),
-    "all": ((805, 75), (149, 14)),
+    "all": ((805, 75), (143, 14)),
 }
 SIZES = ((None, 0), ("small", 1))
 

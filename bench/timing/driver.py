@@ -9,7 +9,7 @@ import argparse
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -36,33 +36,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     lengths = Lengths(given.mean, given.spread, given.seed)
     torch.set_num_threads(1)
+    runs: list[DriverRun] = []
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".driver-") as folder:
-        runs = _simulate(given.workers, given.cells, lengths, Path(folder))
         disk = file_system(Path(folder))
-    found = DriverRuns(
-        mean=lengths.mean,
-        spread=lengths.spread,
-        seed=lengths.seed,
-        disk=disk,
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        runs=tuple(runs),
-        **facts(torch.device("cpu")),
-    )
-    write_atomically(file, text(found).encode())
+        for run in _simulate(given.workers, given.cells, lengths, Path(folder)):
+            runs.append(run)  # written one by one: a run takes minutes, and an interrupt costs the last alone
+            found = DriverRuns(
+                mean=lengths.mean,
+                spread=lengths.spread,
+                seed=lengths.seed,
+                disk=disk,
+                date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                runs=tuple(runs),
+                **facts(torch.device("cpu")),
+            )
+            write_atomically(file, text(found).encode())
     print(f"\n{markdown(found)}\n{file}")
     return int(any(run.lost or run.doubled for run in runs))
 
 
-def _simulate(workers: Sequence[int], cells: int, lengths: Lengths, folder: Path) -> list[DriverRun]:
+def _simulate(workers: Sequence[int], cells: int, lengths: Lengths, folder: Path) -> Iterator[DriverRun]:
     """A run for each of ``workers``, one after the other, each with a store of its own."""
     cut = plan(cells, folder)
-    runs = []
     for number, count in enumerate(workers):
-        store = folder / str(number)
-        run = Simulation(cut, count, lengths, store).run()
+        run = Simulation(cut, count, lengths, folder / str(number)).run()
         print(f"{count} workers, {run.jobs} jobs: {1000 * run.each:.3f} ms of the driver for each", flush=True)
-        runs.append(run)
-    return runs
+        yield run
 
 
 def file_system(path: Path) -> str | None:
