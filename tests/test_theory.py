@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from bench.theory.__main__ import main
 from bench.theory.concave import exact_hypergradient, implicit_error, quadratic, unrolled_error
 from bench.theory.gap_figures import looseness
 from bench.theory.measure import SEEDS, STEPS, saved_bytes
+from ibau_defense.bounds import network_norms
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -96,6 +98,12 @@ def test_the_recorded_network_gaps_are_what_is_measured_today() -> None:
         {key: today[key] for key in ("clean_error", "fresh_error")}, abs=0.02
     )
     assert row["bound"] == pytest.approx(today["bound"], rel=0.05)
+
+
+def test_norms_of_a_power_iteration_cut_short_make_no_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gaps, "network_norms", partial(network_norms, max_steps=1))
+    with pytest.raises(ValueError, match="expected all to converge"):
+        gaps.network_row(gaps.WIDTHS[0], gaps.FEW, seed=2)
 
 
 def test_one_study_alone_is_drawn_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

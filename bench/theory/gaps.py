@@ -69,7 +69,10 @@ def linear_row(source: str, count: int, seed: int) -> Row:
 
 
 def network_row(width: int, count: int, seed: int) -> Row:
-    """One backdoored network unlearned on ``count`` clean images; errors under its own trigger."""
+    """One backdoored network unlearned on ``count`` clean images; errors under its own trigger.
+
+    Raises ``ValueError`` where a power iteration did not converge: a norm from below gives no bound from above.
+    """
     images, labels = _digits(seed)
     images = images.float().unflatten(1, (1, 8, 8))
     model, trigger = victim(width, seed)
@@ -77,6 +80,8 @@ def network_row(width: int, count: int, seed: int) -> Row:
     clean, clean_labels = images[start : start + count], labels[start : start + count]
     cleaned = minimax(model, clean, clean_labels)
     norms = network_norms(cleaned, (1, 8, 8))
+    if not norms.converged:
+        raise ValueError(f"norms: found a power iteration cut short (width {width}); expected all to converge")
     kept: dict[str, Any] = {"radius": RADIUS, "margin": MARGIN, "triggered": clean + trigger, "norms": norms}
     bounds = {form: network_model_bound(cleaned, clean, clean_labels, form=form, **kept) for form in FORMS}
     errors = [_error(cleaned, x + trigger, y) for x, y in ((clean, clean_labels), (images[end:], labels[end:]))]

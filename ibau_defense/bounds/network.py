@@ -54,7 +54,7 @@ class NetworkNorms:
     Attributes:
         layers: from the input to the logits.
         constant: whether the layers act on (x, 1), because the model has biases.
-        converged: whether every power iteration did.
+        converged: whether every power iteration did; where not, a norm, and so the bound, may be too small.
     """
 
     layers: tuple[LayerNorms, ...]
