@@ -150,7 +150,7 @@ def _told(verdict: Verdict | None) -> str:
         + "."
     )
     if verdict is None:
-        return f"{claim} Here: not known, for no baseline took effect where I-BAU did."
+        return f"{claim} Here: not known, for there is no cell on which both a baseline and I-BAU took effect."
     return f"{claim} Here: {verdict.figures}. The claim {verdict.word}."
 
 
