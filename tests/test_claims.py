@@ -160,6 +160,18 @@ def test_the_gap_over_width_and_over_clean_images(values: tuple[float, ...], exp
     assert verdict(SIZE, sizes[0]) is None
 
 
+def test_a_gap_of_nothing_removed_is_no_gap() -> None:
+    """Under a backdoor that is still there all triggered images err, in the clean set as among the test images."""
+    still = case("ibau", 0.99, error_gap=0.0, clean_size=5000)
+    sizes = [case("ibau", error_gap=gap, clean_size=n) for n, gap in ((500, 0.02), (2500, 0.01), (5000, 0.03))]
+    assert verdict(SIZE, *sizes[:2], still) == HOLDS
+    assert verdict(SIZE, sizes[0], still) is None
+    found = claims([*sizes, still])
+    assert found is not None
+    (told,) = (row[2].text for row in found.table.rows if SIZE in row[0].text)
+    assert told.endswith("left out, for the defense had no effect: 1 of 4 records")
+
+
 def test_every_way_to_run_ibau_has_a_line_of_its_own() -> None:
     fast = {"name": "ibau", "recipe": "fast"}
     rows = [case("ibau", asr, clean_size=100, **more) for asr, more in ((0.0, {"defense": fast}), (0.9, {}))]

@@ -152,7 +152,11 @@ CLAIMS: tuple[tuple[str, Claim], ...] = (
 
 
 def _falling(rows: Sequence[Row], axis: Callable[[Row], float | None], symbol: str) -> Verdict | None:
-    known = by((row for row in rows if axis(row) is not None), axis)
+    """Over the records whose backdoor is gone: where it is not, all triggered images err, seen or unseen, and the gap
+    is 0 for want of a defense."""
+    placed = [row for row in rows if axis(row) is not None]
+    cured = [row for row in placed if _effective([row])]
+    known = by(cured, axis)
     means = [(at, estimate(known[at], "error_gap")) for at in sorted(known, key=lambda at: at or 0.0)]
     values = [(at, found.mean) for at, found in means if found]
     if len(values) < 2:
@@ -160,6 +164,8 @@ def _falling(rows: Sequence[Row], axis: Callable[[Row], float | None], symbol: s
     steps = [later <= earlier for (_, earlier), (_, later) in pairwise(values)]
     told = ", ".join(f"{names.percent(value, 2)} at {symbol} = {names.plain(at)}" for at, value in values)
     ends = values[-1][1] < values[0][1]
+    left = len(placed) - len(cured)
+    told += f"; left out, for the defense had no effect: {left} of {len(placed)} records" if left else ""
     return Verdict(HOLDS if all(steps) and ends else IN_PART if ends else DOES_NOT, f"error gap in percent: {told}")
 
 
