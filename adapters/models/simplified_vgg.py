@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from adapters.errors import UserError
 from adapters.models.dropout import Dropout
+from adapters.models.elu import ELU
 
 WIDTHS, DROPOUTS = (32, 64, 128), (0.3, 0.4, 0.4)
 
@@ -38,4 +39,4 @@ class SimplifiedVGG(nn.Module):
 
 
 def _convolution(channels: int, out: int) -> list[nn.Module]:
-    return [nn.Conv2d(channels, out, kernel_size=3, padding=1), nn.BatchNorm2d(out), nn.ELU()]
+    return [nn.Conv2d(channels, out, kernel_size=3, padding=1), nn.BatchNorm2d(out), ELU()]
