@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bench.report import names, style
 from bench.report.figures.series import Plot, Series, frame, metric_axis, name_axes, not_drawn
@@ -89,7 +90,7 @@ def _trigger_curves(rows: Sequence[Row]) -> dict[str, dict[int, float]]:
     seen: dict[str, dict[int, list[float]]] = {}
     for row in rows:
         before = {each.attack: each.asr for each in row.triggers_before}
-        after = ({} if each.get("helper") else each.get("asr_by_trigger") for each in row.rounds)
+        after: list[Any] = [{} if each.get("helper") else each.get("asr_by_trigger") for each in row.rounds]
         for index, told in enumerate([before, *after]):
             for trigger, rate in told.items() if isinstance(told, Mapping) else ():
                 known = number(rate)
