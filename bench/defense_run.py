@@ -54,13 +54,9 @@ class Prepared(NamedTuple):
     before_traced: Scores
 
 
-def has_effect(acc_before: float, acc: float, asr: float) -> bool:
-    return asr < EFFECT_ASR and acc_before - acc <= EFFECT_ACC_LOSS
-
-
-def round_has_effect(acc_before: float, told: Mapping[str, Any]) -> bool:
-    """That of a round with ``acc`` and ``asr``; no ``helper`` has any, a model that the defense never returns."""
-    return not told.get("helper", False) and has_effect(acc_before, told["acc"], told["asr"])
+def has_effect(acc_before: float, acc: float, asr: float, *, helper: bool = False) -> bool:
+    """``helper``: the model is one that the defense never returns; it has none."""
+    return not helper and asr < EFFECT_ASR and acc_before - acc <= EFFECT_ACC_LOSS
 
 
 @dataclass

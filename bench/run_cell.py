@@ -20,7 +20,7 @@ from bench.attempts import free_memory, is_out_of_memory, run_within_memory
 from bench.cells import Cell
 from bench.clock import Stopwatch, load_what_torch_loads_late
 from bench.data_identity import data_identity
-from bench.defense_run import DefenseRun, Prepared, build_defense, clean_set, has_effect, round_has_effect
+from bench.defense_run import DefenseRun, Prepared, build_defense, clean_set, has_effect
 from bench.evasion import evasion_accuracy
 from bench.provenance import Commit, provenance
 from bench.records import Passes, Record, Status, TriggerFigures, TriggerScores, Tsne, VictimFigures, jsonable
@@ -241,10 +241,10 @@ class _Trace:
     def __call__(self, current: nn.Module, info: Mapping[str, Any], seconds: float) -> None:
         with self._scoring:
             scores = self._prepared.tracer.score(current)
-        acc, told = self._prepared.before_traced.acc, cast(dict[str, Any], jsonable(info))
-        if self.seconds_to_effect is None and round_has_effect(acc, {**told, "acc": scores.acc, "asr": scores.asr}):
+        acc, helper = self._prepared.before_traced.acc, bool(info.get("helper"))
+        if self.seconds_to_effect is None and has_effect(acc, scores.acc, scores.asr, helper=helper):
             self.seconds_to_effect = seconds
-        self.rounds.append({**_round_figures(scores), **told, "elapsed_seconds": seconds})
+        self.rounds.append({**_round_figures(scores), **jsonable(info), "elapsed_seconds": seconds})
 
 
 class _Run(NamedTuple):

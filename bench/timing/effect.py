@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bench.cells import Cell
-from bench.defense_run import DefenseRun, Prepared, clean_set, has_effect, round_has_effect
+from bench.defense_run import DefenseRun, Prepared, clean_set, has_effect
 from bench.records import Record
 from bench.run_cell import run_cell
 
@@ -58,8 +58,8 @@ def explore(cell: Cell, prepared: Prepared, device: torch.device) -> Stretch:
     if record.seconds is None:
         raise ValueError(f"{record.reason}; expected a victim that answers to its trigger")
     acc = prepared.before_traced.acc
-    rounds = enumerate(record.rounds, start=1)
-    last = next((number for number, row in rounds if round_has_effect(acc, row)), None)
+    effects = (has_effect(acc, row["acc"], row["asr"], helper=bool(row.get("helper"))) for row in record.rounds)
+    last = next((number for number, effect in enumerate(effects, start=1) if effect), None)
     return Stretch(record, last, record.rounds[last - 1]["elapsed_seconds"] if last else record.seconds)
 
 

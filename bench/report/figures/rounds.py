@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.report import names, style
@@ -52,8 +52,13 @@ def _count(rows: Mapping[str, Sequence[Row]]) -> int:
     return sum(map(len, rows.values()))
 
 
+def _own_rounds(row: Row) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The rounds whose model the defense may return, each with its number."""
+    return ((index, each) for index, each in enumerate(row.rounds, 1) if not each.get("helper"))
+
+
 def _trace(row: Row, metric: str) -> list[tuple[int, float]]:
-    found = [(index, number(each.get(metric))) for index, each in enumerate(row.rounds, 1) if not each.get("helper")]
+    found = [(index, number(each.get(metric))) for index, each in _own_rounds(row)]
     trace = [(index, value) for index, value in found if value is not None]
     start = row.before.get(metric)
     return [(0, start), *trace] if trace and start is not None else trace
@@ -90,8 +95,7 @@ def _trigger_curves(rows: Sequence[Row]) -> dict[str, dict[int, float]]:
     seen: dict[str, dict[int, list[float]]] = {}
     for row in rows:
         before = {each.attack: each.asr for each in row.triggers_before}
-        after: list[Any] = [{} if each.get("helper") else each.get("asr_by_trigger") for each in row.rounds]
-        for index, told in enumerate([before, *after]):
+        for index, told in [(0, before), *((index, each.get("asr_by_trigger")) for index, each in _own_rounds(row))]:
             for trigger, rate in told.items() if isinstance(told, Mapping) else ():
                 known = number(rate)
                 if known is not None:
