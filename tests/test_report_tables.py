@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bench import published
 from bench.report import beside, cases, figures, marks, paper, style, sweep_files
+from bench.report.figures import rounds
 from bench.report.groups import groups, variants
 from bench.report.records_table import records as records_table
 from bench.report.records_table import unscored
@@ -411,3 +412,13 @@ def test_a_table_takes_the_records_of_its_own_sweep_file() -> None:
     assert sweep_files.of(rows, "table2") == rows[:1]
     assert sweep_files.of(rows, "table1") == []
     assert sweep_files.of([from_record(case())], "table1") == [from_record(case())]
+
+
+def test_curves_leave_out_models_that_are_never_returned() -> None:
+    """NAD's teacher is no curve of NAD; its rounds keep their numbers."""
+    told = [
+        {"acc": 0.9, "asr": 0.1, "asr_by_trigger": {"badnets": 0.1}, "helper": teacher} for teacher in (True, False)
+    ]
+    row = from_record(wm("nad") | {"rounds": told})
+    assert [index for index, _ in rounds._trace(row, "asr")] == [0, 2]
+    assert list(rounds._trigger_curves([row])["badnets"]) == [2]
