@@ -105,12 +105,14 @@ class RoundReport(Figures):
 
     Attributes:
         index: which, from 0.
-        steps: outer steps done.
+        steps: outer steps done; the other figures are of these.
+        undone: outer steps that the guard undid on the way; ``seconds`` counts them.
         solver_status: how often solves ended in each way.
     """
 
     index: int
     steps: int
+    undone: int = 0
     solver_status: dict[str, int]
 
     def as_dict(self) -> dict[str, Any]:
@@ -118,19 +120,20 @@ class RoundReport(Figures):
         return {key: _finite_or_none(value) for key, value in asdict(self).items()}
 
 
-def summarise(index: int, steps: Sequence[StepReport]) -> RoundReport:
-    """The report of a round from its steps (none where the time ran out before the first)."""
+def summarise(index: int, steps: Sequence[StepReport], undone: Sequence[StepReport] = ()) -> RoundReport:
+    """The report of a round from its steps (none where the time ran out before the first, or all were undone)."""
     solved = [step for step in steps if step.solver_status is not None]
     return RoundReport(
         index=index,
         steps=len(steps),
+        undone=len(undone),
         **{name: _median([getattr(step, name) for step in steps]) for name in MEDIANS},
         inner_status=Counter(step.inner_status for step in steps).most_common(1)[0][0] if steps else "none",
         solver_status=dict(Counter(str(step.solver_status) for step in solved)),
         solver_steps=max((step.solver_steps or 0 for step in solved), default=None),
         residual=max((step.residual or 0.0 for step in solved), default=None),
         curvature=min((step.curvature or 0.0 for step in solved), default=None),
-        seconds=sum(step.seconds for step in steps),
+        seconds=sum(step.seconds for step in (*steps, *undone)),
     )
 
 

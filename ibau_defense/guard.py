@@ -21,13 +21,16 @@ class GuardSettings:
     Attributes:
         held_back: share of the clean set that the guard keeps for itself: never trained on.
         held_back_most: that many images at most.
-        every: outer steps between two checks; what is undone is all steps since the last good check.
+        every: outer steps between two checks, and one at the end of each round; what is undone is all steps since the
+            last good check, and they are taken again.
         loss_rise: undo where the held-back clean loss exceeds the victim's by more than this, in nats.
         accuracy_drop: undo where the held-back accuracy is under the victim's by more than this, in [0, 1].
-        final_drop: a run that ends with more than this lost, and more than one held-back image, says so: its
-            status is ``diverged``.
+        final_drop: likewise at the end of a run, and between in proportion to the outer rates to come, which could win
+            accuracy back. Steps are not undone for this where they lost no accuracy themselves, or no more than one
+            held-back image is lost in all. A run that ends with more than this lost says so: its status is
+            ``diverged``.
         shrink: factor on the outer rate after an undo; ``Guard.rate`` is their product.
-        retries: undos in a row before the run gives up with what it has.
+        retries: undos in a row after which the run gives up with what it has at the next.
     """
 
     held_back: float = 0.1
@@ -83,18 +86,28 @@ class Guard:
     @property
     def lost_too_much(self) -> bool:
         """Whether that is more than ``final_drop`` and more than one image, which of a small set is noise."""
-        return self.lost > self.settings.final_drop and self.lost * len(self.labels) > 1.5
+        return self._too_much(self.lost, self.settings.final_drop)
+
+    def _too_much(self, lost: float, allowed: float) -> bool:
+        return lost > allowed and lost * len(self.labels) > 1.5
 
     @property
     def exhausted(self) -> bool:
         return self._failures > self.settings.retries
 
-    def check(self) -> Verdict:
-        """Measure; a sound state is kept, an unsound one undone and the outer rate made smaller."""
+    def check(self, to_come: float = 1.0) -> Verdict:
+        """Measure; a sound state is kept, an unsound one undone and the outer rate made smaller.
+
+        Args:
+            to_come: share of a run's outer rates, in [0, 1], that steps after this check have.
+        """
         loss, accuracy = self._measure()
         bound, before = self.settings, self.before
         # Written so that NaN is unsound.
         sound = loss <= before.loss + bound.loss_rise and accuracy >= before.accuracy - bound.accuracy_drop
+        allowed = bound.final_drop + to_come * (bound.accuracy_drop - bound.final_drop)
+        if accuracy < self._kept_accuracy and self._too_much(before.accuracy - accuracy, allowed):
+            sound = False
         if sound:
             self._failures, self._kept_accuracy = 0, accuracy
             self._keep()

@@ -119,6 +119,11 @@ class Recipe:
         schedule = 0.5 + 0.5 * math.cos(math.pi * progress) if self.schedule == "cosine" else 1.0
         return self.outer_lr * schedule * min(1.0, (step + 1) / self.warmup)
 
+    def to_come(self, progress: float) -> float:
+        """Share of the sum of all outer rates, in [0, 1], after this share of all outer steps, in [0, 1]."""
+        left = 1.0 - progress
+        return left - math.sin(math.pi * progress) / math.pi if self.schedule == "cosine" else left
+
     @property
     def phases(self) -> tuple[float, ...]:
         """The share of carriers in each phase."""
@@ -191,7 +196,7 @@ FAST = Recipe(
     schedule="cosine",
     warmup=5,
     outer_steps=15,
-    guard=GuardSettings(every=15, loss_rise=2.0, accuracy_drop=0.4, retries=2),
+    guard=GuardSettings(every=15, loss_rise=2.0, accuracy_drop=0.4, retries=4),
     autocast=True,
     channels_last=True,
 )

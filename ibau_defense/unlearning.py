@@ -17,7 +17,7 @@ from ibau_defense.balls import Ball, L2Ball
 from ibau_defense.cuda import computing, graphs_for, micro_batch, precision
 from ibau_defense.diagnostics import RoundReport, StepReport, summarise
 from ibau_defense.graphs import Tally
-from ibau_defense.guard import Guard, hold_back
+from ibau_defense.guard import Guard, Verdict, hold_back
 from ibau_defense.implicit import Response, response_product
 from ibau_defense.objective import Network, Objective, Theta, UniversalLoss, value_and_gradients
 from ibau_defense.parallel import ranks_from
@@ -118,8 +118,8 @@ class IBAU:
             run = _Run(self, self.settings(), model, images, labels)
             reports: list[RoundReport] = []
             for index in range(run.recipe.rounds):
-                steps = run.round(out_of_time)
-                reports.append(summarise(index, steps))
+                steps, undone = run.round(out_of_time)
+                reports.append(summarise(index, steps, undone))
                 if on_round:
                     on_round(run.model(), reports[-1])
                 if run.stopped:
@@ -143,6 +143,8 @@ class _Run:
         self.generator = torch.Generator().manual_seed(ibau.seed)
         self.parameters = list(self.network.module.parameters())
         self.taken, self.descended, self.sharp = 0, 0, cast("Sharp | None", None)
+        self.moved = False
+        self._sound = (0, 0)  # both at the guard's last good check
         optimizer = torch.optim.Adam if recipe.outer_optimizer == "adam" else torch.optim.SGD
         self.optimizer = optimizer(self.parameters, lr=recipe.outer_lr)
         self.status, self.reason = "ok", cast("str | None", None)
@@ -172,27 +174,33 @@ class _Run:
         copied.load_state_dict(self.network.module.state_dict())
         return copied
 
-    def round(self, out_of_time: Callable[[], bool]) -> list[StepReport]:
-        """One pass over the clean set, one outer step a mini-batch (or ``outer_steps`` of them)."""
+    def round(self, out_of_time: Callable[[], bool]) -> tuple[list[StepReport], list[StepReport]]:
+        """One pass over the clean set, one outer step a mini-batch (or ``outer_steps`` of them).
+
+        Steps that the guard undoes are taken again at its smaller rate, on the same bank: the network is the one that
+        the bank was found in.
+
+        Returns:
+            The steps that stand, and those that were undone.
+        """
         batches = list(self._batches())
         first = self._loss(*batches[0], penalty=self.recipe.penalty)
         shared = self._ascend(batches) if self.recipe.delta_per == "round" else None
         planned = self.recipe.outer_steps or len(batches)
         steps: list[StepReport] = []
-        for number in range(planned):
+        undone: list[StepReport] = []
+        while len(steps) < planned and not self.stopped:
             if self._agreed(out_of_time()):
                 self._stop("timeout", "the time limit was reached before all rounds were done")
-                if self.guard and steps:
-                    self.guard.check()  # the steps since its last look
+                if self.guard and self.taken > self._sound[0]:  # the steps since its last look
+                    self._look(steps, undone)
                 break
-            batch = batches[number % len(batches)]
-            progress = self.taken / (planned * self.recipe.rounds)
-            steps.append(self._outer_step(batch, shared or self._ascend([batch]), first, progress))
+            batch = batches[len(steps) % len(batches)]
+            step = self._outer_step(batch, shared or self._ascend([batch]), first, self._progress(planned))
+            steps.append(step)
             self.taken += 1
-            self._watch(steps)
-            if self.stopped:
-                break
-        return steps
+            self._watch(steps, undone, planned)
+        return steps, undone
 
     def _agreed(self, flag: bool) -> bool:
         return self.ranks.any(flag, self.images.device) if self.ranks else flag
@@ -201,7 +209,9 @@ class _Run:
         self.status, self.reason = status, reason
 
     def finish(self) -> None:
-        """Say so where the accuracy that was lost on the way has not come back."""
+        """Say so where no step was taken, or the accuracy that was lost on the way has not come back."""
+        if not self.stopped and not self.moved:
+            self._stop("diverged", "no hypergradient was finite; no step was taken")
         if self.guard and not self.stopped and self.guard.lost_too_much:
             before = self.guard.before.accuracy
             self._stop(
@@ -209,16 +219,16 @@ class _Run:
                 f"the accuracy on held-back clean images ended {self.guard.lost:.3f} under the {before:.3f} before",
             )
 
-    def _watch(self, steps: list[StepReport]) -> None:
+    def _watch(self, steps: list[StepReport], undone: list[StepReport], planned: int) -> None:
         """Stop, or have the guard undo, what is not sound."""
         if self.guard is None:
             if not steps[-1].finite:
                 self._stop("diverged", "a hypergradient was not finite; its step was not taken")
             return
-        last = self.recipe.outer_steps or -1
-        if len(steps) % self.guard.settings.every and len(steps) != last and steps[-1].finite:
+        over = len(steps) == planned
+        if len(steps) % self.guard.settings.every and not over and steps[-1].finite:
             return
-        verdict = self.guard.check()
+        verdict = self._look(steps, undone, self.recipe.to_come(self._progress(planned)))
         if self.guard.exhausted:
             self._stop(
                 "diverged",
@@ -226,6 +236,23 @@ class _Run:
                 f"images from {self.guard.before.loss:.3g} to {verdict.loss:.3g} or took the accuracy from "
                 f"{self.guard.before.accuracy:.3f} to {verdict.accuracy:.3f}; the model is the last sound one",
             )
+
+    def _progress(self, planned: int) -> float:
+        """Share of all outer steps that are done, in [0, 1]."""
+        return self.taken / (planned * self.recipe.rounds)
+
+    def _look(self, steps: list[StepReport], undone: list[StepReport], to_come: float = 1.0) -> Verdict:
+        """Have the guard check; steps that it undoes go from ``steps`` to ``undone``."""
+        assert self.guard is not None
+        verdict = self.guard.check(to_come)
+        if verdict.sound:
+            self._sound = (self.taken, self.descended)
+        else:
+            count = self.taken - self._sound[0]
+            undone.extend(steps[-count:])
+            del steps[-count:]
+            self.taken, self.descended = self._sound
+        return verdict
 
     def _outer_step(
         self, batch: tuple[Tensor, Tensor], ascent: AscentResult, first: UniversalLoss, progress: float
@@ -248,6 +275,7 @@ class _Run:
             implicit, solution = response_product(inner, delta, theta, cast(Tensor, pull), response)
         report = StepReport.measure(loss, ascent, self.ibau.ball, direct, implicit, solution)
         if report.finite:
+            self.moved = True
             weight = 1.0
             if recipe.implicit_share is not None and report.implicit_norm > 0:
                 weight = recipe.implicit_share * report.direct_norm / report.implicit_norm

@@ -1,0 +1,115 @@
+"""The guard of the outer loop: what it lets pass, what it undoes, and that what it undid is done again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ibau_defense import IBAU, L2Ball, Network
+from ibau_defense.guard import Guard, GuardSettings
+from ibau_defense.recipes import FAST, PAPER
+from tests.test_unlearning import clean_set, tiny
+
+SETTINGS = GuardSettings(loss_rise=100.0, accuracy_drop=0.4, final_drop=0.1)
+
+
+class Shifted(nn.Module):
+    """Right on every image whose first pixel is at least ``threshold``: an accuracy to choose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threshold = nn.Parameter(torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        score = images.flatten(1)[:, 0] - self.threshold
+        return torch.stack([score, torch.full_like(score, -1e-6)], dim=1)
+
+
+def watched(count: int = 100) -> tuple[Shifted, Guard]:
+    """A model that starts at an accuracy of 1 on ``count`` images, and its guard."""
+    images = torch.linspace(0, 1, count).view(-1, 1, 1, 1)
+    model = Shifted()
+    network = Network(model)
+    optimizer = torch.optim.SGD(network.module.parameters(), lr=1.0)
+    return network.module, Guard(SETTINGS, network, optimizer, images, torch.zeros(count, dtype=torch.int64))  # type: ignore[return-value]
+
+
+def lose(model: Shifted, share: float) -> None:
+    with torch.no_grad():
+        model.threshold.fill_(share)
+
+
+@pytest.mark.parametrize(
+    ("lost", "to_come", "sound"),
+    [(0.3, 1.0, True), (0.5, 1.0, False), (0.3, 0.5, False), (0.2, 0.5, True), (0.2, 0.0, False), (0.05, 0.0, True)],
+)
+def test_what_may_be_lost_falls_with_the_rates_to_come(lost: float, to_come: float, sound: bool) -> None:
+    model, guard = watched()
+    lose(model, lost)
+    assert guard.check(to_come).sound is sound
+    assert float(model.threshold.detach()) == pytest.approx(lost if sound else 0.0)
+    assert guard.rate == (1.0 if sound else SETTINGS.shrink)
+
+
+def test_steps_that_win_accuracy_back_stand_however_little() -> None:
+    model, guard = watched()
+    lose(model, 0.35)
+    assert guard.check(1.0).sound
+    lose(model, 0.3)
+    assert guard.check(0.0).sound
+    assert guard.lost_too_much
+    lose(model, 0.32)
+    assert not guard.check(0.0).sound
+    assert guard.lost == pytest.approx(0.3, abs=0.011)
+
+
+def test_one_image_of_few_is_no_reason_to_undo() -> None:
+    model, guard = watched(5)
+    lose(model, 0.1)
+    assert guard.check(0.0).sound
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_undone_steps_are_taken_again_at_a_smaller_rate(rounds: int) -> None:
+    """A rate far too high, as the default is for some networks: the run ends with all its steps, at one that is not."""
+    model, (images, _) = tiny(torch.float32), clean_set(200, torch.float32)
+    with torch.no_grad():
+        labels = model(images).argmax(dim=1)
+    guard = GuardSettings(every=15, retries=20)
+    outcome = IBAU(L2Ball(1.0), replace(FAST, rounds=rounds, outer_lr=10.0, guard=guard)).unlearn(model, images, labels)
+    assert outcome.status == "ok"
+    assert [report.steps for report in outcome.rounds] == [15] * rounds
+    assert outcome.rounds[0].undone >= 15
+    assert outcome.rounds[0].undone % 15 == 0
+    with torch.no_grad():
+        assert float((outcome.model(images).argmax(dim=1) == labels).float().mean()) > 0.8
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), outcome.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("recipe", [FAST, replace(FAST, schedule="constant", warmup=1), PAPER])
+def test_the_rates_to_come_are_the_share_of_their_sum(recipe: object) -> None:
+    assert isinstance(recipe, type(FAST))
+    steps = 2000
+    rates = torch.tensor([recipe.rate(step / steps) for step in range(steps)])
+    for done in (0, 500, 1000, 1500, 2000):
+        assert recipe.to_come(done / steps) == pytest.approx(float(rates[done:].sum() / rates.sum()), abs=2e-3)
+
+
+def test_a_run_without_one_finite_hypergradient_is_not_ok() -> None:
+    """The derivative of a square root at zero: a model that works and cannot be descended."""
+
+    class Rooted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base, self.nothing = tiny(torch.float32), nn.Parameter(torch.zeros(()))
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.base(images)
+            return logits + self.nothing.sqrt()
+
+    images, labels = clean_set(40, torch.float32)
+    outcome = IBAU(L2Ball(1.0), replace(FAST, rounds=1)).unlearn(Rooted().eval(), images, labels)
+    assert (outcome.status, outcome.reason) == ("diverged", "no hypergradient was finite; no step was taken")
