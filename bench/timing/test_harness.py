@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from adapters import attacks
+from adapters.models.elu import ELU
+from adapters.models.simplified_vgg import WIDTHS
 from bench.cells import Cell
 from bench.clock import synchronise
 from bench.preflight import multiplications
@@ -24,6 +26,9 @@ PER_TRAINED_IMAGE = 3 * 2
 """Operations a multiplication of the forward pass stands for: it and an addition, forward and twice backward."""
 TRIGGERS = ("badnets", "blend", "wanet")
 """Kinds: a patch, a mixture, a warp. Those that are fitted to a model are applied like the first two."""
+
+ACTIVATIONS: dict[str, type[nn.ELU]] = {"ELU": ELU, "ELU of torch": nn.ELU}
+"""Ours, which differs on the CPU only, beside torch's."""
 
 
 def test_training(
@@ -101,6 +106,28 @@ def test_scoring(benchmark: Any, base: Cell, runner: CellRunner, device: torch.d
     benchmark.extra_info.update(
         facts, kind="harness", what="scoring", images=shown, acc=prepared.before.acc, asr=prepared.before.asr
     )
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=lambda one: str(one).removeprefix("torch."))
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation(
+    benchmark: Any, base: Cell, name: str, precision: torch.dtype, device: torch.device, scale: Scale,
+    facts: dict[str, Any],
+) -> None:  # fmt: skip
+    """Forward and backward on a tensor as the simplified VGG's first layer makes of 64 images of 32 × 32."""
+    layer = ACTIVATIONS[name]()
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(64, WIDTHS[0], 32, 32, generator=generator).to(device, precision).requires_grad_(True)
+    gradient = torch.ones_like(values)
+
+    def run() -> None:
+        torch.autograd.grad(layer(values), values, gradient)
+        synchronise(device)
+
+    benchmark.group = f"{base.dataset}: harness"
+    benchmark.pedantic(run, rounds=scale.rounds, warmup_rounds=2)
+    kind = str(precision).removeprefix("torch.")
+    benchmark.extra_info.update(facts, kind="harness", what=f"{name}, forward and backward, {kind}", images=len(values))
 
 
 def test_cell_overhead(
