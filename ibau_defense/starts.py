@@ -43,6 +43,10 @@ class MultiStart:
         whole_share: on the entire image, ‖δ‖ stays under this share of the ball's radius.
         enough: a focused start whose mean loss is above this many nats stands still: harm far beyond it says nothing
             more about backdoors and costs the outer steps their accuracy.
+        far: starts of the survey that climb far on the entire image, instead of the ``whole`` ones; there are as many
+            focused starts then, and no later bank. A network without a backdoor is harmed as much by such a δ, so
+            carrying it costs accuracy.
+        far_share: ‖δ‖ of a far start stays under this share of the ball's radius.
         every: new focused starts are looked for every so many rounds; between them the last bank stays, so that the
             outer steps do not lose sight of the strongest starts while the network looks harmless around them.
         harmful: a later bank whose mean harm is under this many nats is no backdoor's: it is dropped, the one before
@@ -63,21 +67,26 @@ class MultiStart:
     reach: float = 1.2
     whole_share: float = 0.3
     enough: float = 20.0
+    far: int = 0
+    far_share: float = 0.9
     every: int = 2
     harmful: float = 6.0
 
     def __post_init__(self) -> None:
         counts = (self.focused, self.images, self.survey_images, self.surveys, self.steps, self.every, *self.cells)
-        if min(counts) < 1 or self.whole < 0 or not self.cells or not 0 < self.side <= 1:
+        if min(counts) < 1 or min(self.whole, self.far) < 0 or not self.cells or not 0 < self.side <= 1:
             raise ValueError(
-                f"starts: found {self}; expected a side in (0, 1], and cells, focused, images, survey_images, "
-                "surveys, steps and every of at least 1"
+                f"starts: found {self}; expected a side in (0, 1], cells, focused, images, survey_images, surveys, "
+                "steps and every of at least 1, and whole and far of at least 0"
             )
 
 
 @dataclass(frozen=True)
 class Window:
-    """Where a start climbs: rows top … top + height − 1, columns left … left + width − 1, in cells of some pixels."""
+    """Where a start climbs: rows top … top + height − 1, columns left … left + width − 1, in cells of some pixels.
+
+    On the ``whole`` image, ‖δ‖ stays under ``share`` of the ball's radius.
+    """
 
     top: int
     left: int
@@ -86,15 +95,17 @@ class Window:
     cell: int = 1
     offset: tuple[int, int] = (0, 0)
     whole: bool = False
+    share: float = 1.0
 
 
 def survey_windows(settings: MultiStart, shape: torch.Size) -> list[Window]:
     """Windows that overlap by half and cover an image (C, H, W); then those of the entire image."""
     sides = [max(1, round(settings.side * size)) for size in shape[1:]]
     tops, lefts = (_places(size, side) for size, side in zip(shape[1:], sides, strict=True))
-    entire = Window(0, 0, shape[1], shape[2], whole=True)
+    share = settings.far_share if settings.far else settings.whole_share
+    entire = Window(0, 0, shape[1], shape[2], whole=True, share=share)
     covering = [Window(top, left, sides[0], sides[1]) if settings.windows else entire for top in tops for left in lefts]
-    return covering + [entire] * settings.whole
+    return covering + [entire] * (settings.far or settings.whole)
 
 
 def _places(size: int, side: int) -> list[int]:
@@ -133,7 +144,7 @@ class Search:
         generator: of the focused starts; on the CPU, so that every device gets the same.
         windows: K of them, those of the survey.
         harm: (K,) nats, on the CPU, what the survey found in each of its windows; None before it.
-        over: a later look found nothing harmful; there is no other.
+        over: a later look found nothing harmful, or none is to be made; there is no other.
     """
 
     settings: MultiStart
@@ -167,13 +178,15 @@ class Search:
         return self._last
 
     def _find(self, climb: Climb) -> AscentResult:
-        survey = None
+        settings, survey = self.settings, None
         if self.harm is None:
             survey = self._survey(climb)
-            self.harm = harm_weights(survey)
-        chosen = torch.multinomial(self.harm, self.settings.focused, replacement=True, generator=self.generator)
-        around = [near(self.windows[k], self.settings, self.shape, self.generator) for k in chosen.tolist()]
-        focused = climb(around, self.settings.images, self.settings.enough)
+            self.harm, self.over = harm_weights(survey), settings.far > 0
+        chosen = torch.multinomial(
+            self.harm, settings.far or settings.focused, replacement=True, generator=self.generator
+        )
+        around = [near(self.windows[k], settings, self.shape, self.generator) for k in chosen.tolist()]
+        focused = climb(around, settings.images, settings.enough)
         return focused if survey is None else _joined(survey, focused)
 
     def _survey(self, climb: Climb) -> AscentResult:
@@ -253,7 +266,8 @@ def ascend_from_many(
     regions, rows, columns = (x.to(device, theta[0].dtype) for x in _regions(windows, shape))
     whole = torch.tensor([window.whole for window in windows], device=device).view(-1, 1, 1, 1)
     delta = torch.zeros(len(windows), *shape, device=device, dtype=theta[0].dtype)
-    reach, inside = settings.whole_share * ball.radius, type(ball)(settings.whole_share * ball.radius)
+    balls = [type(ball)(window.share * ball.radius) if window.whole else ball for window in windows]
+    reach = torch.tensor([one.radius for one in balls], device=device, dtype=delta.dtype).view(-1, 1, 1, 1)
     sound = torch.ones((), dtype=torch.bool, device=device)
     losses = []
     for _ in range(settings.steps):
@@ -266,9 +280,7 @@ def ascend_from_many(
         sound = sound & gradient.isfinite().all()
         climbing = (harm < enough).view(-1, 1, 1, 1)
         moved = (delta + move * climbing).clamp(-1.0, 1.0)
-        moved = torch.stack(
-            [(inside if window.whole else ball).project(one) for window, one in zip(windows, moved, strict=True)]
-        )
+        moved = torch.stack([one.project(point) for one, point in zip(balls, moved, strict=True)])
         delta = torch.where(sound, moved, delta)
     harm, _ = _climb(network, *(look or draw)(len(windows) * each), delta, theta, clip, micro_batch, ranks, look=True)
     trace = torch.stack([*losses, harm.mean()])

@@ -52,6 +52,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"name": "ibau", "ball": "linf", "implicit": False},
     {"name": "ibau", "starts": False},
     {"name": "ibau", "windows": False, "harmful": 0, "sharp": False, "warmup": 1},
+    {"name": "ibau", "far": True, "rounds": 2},
 ]
 
 
@@ -275,6 +276,8 @@ def test_the_training_data_go_to_the_one_defense_that_trains_anew() -> None:
             r"harmful: found 2.0; expected none, the ascent has one",
         ),
         ({"name": "ibau", "starts": False, "windows": True}, r"windows: found True; expected none"),
+        ({"name": "ibau", "recipe": "paper", "far": True}, r"far: found True; expected none, the ascent has one"),
+        ({"name": "ibau", "starts": False, "far": True}, r"far: found True; expected none, the ascent has one"),
         ({"name": "ibau", "harmful": -1}, r"harmful: found -1; input should be greater than or equal to 0"),
         (
             {"name": "neural_cleanse", "epochs": 3},

@@ -96,6 +96,33 @@ def test_without_windows_as_many_starts_climb_on_the_whole_image() -> None:
     assert all(window.whole and (window.height, window.width) == (32, 32) for window in entire)
 
 
+def test_far_starts_stand_in_for_those_on_the_whole_image_and_go_further() -> None:
+    settings, shape = MultiStart(side=0.5, whole=2, far=5), torch.Size((3, 8, 8))
+    windows = survey_windows(settings, shape)
+    assert [window.share for window in windows if window.whole] == [settings.far_share] * 5
+    assert len(windows) == len(survey_windows(replace(settings, far=0), shape)) + 3
+    local = torch.tensor([not window.whole for window in windows])
+    for far_share, radius in ((0.9, 2.0), (0.5, 2.0), (0.9, 0.1)):
+        norms = bank(replace(settings, far_share=far_share), radius).delta.flatten(1).norm(dim=1)
+        assert 0.9 * far_share * radius < float(norms[~local].max()) <= far_share * radius * (1 + 1e-6)
+        assert float(norms[local].max()) <= radius * (1 + 1e-6)
+
+
+def test_a_bank_with_far_starts_stays_to_the_end() -> None:
+    shape, asked = torch.Size((3, 8, 8)), []
+
+    def climb(windows: list[Window], each: int, enough: float) -> AscentResult:
+        asked.append(windows)
+        harm = torch.full((len(windows),), 50.0)
+        return AscentResult(torch.zeros(len(windows), *shape), torch.zeros(2), "ascended", harm)
+
+    search = Search(MultiStart(focused=32, every=1, far=6), shape, torch.Generator().manual_seed(0))
+    banks = [search.bank(climb) for _ in range(4)]
+    assert len(asked) == 2  # the survey and the focused starts of the first round
+    assert len(asked[1]) == 6
+    assert all(later is banks[0] for later in banks)
+
+
 def test_a_cell_is_replaced_by_its_mean() -> None:
     line = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
     torch.testing.assert_close(_average(5, 2, 0) @ line, torch.tensor([1.5, 1.5, 3.5, 3.5, 5.0]))
@@ -249,6 +276,8 @@ def test_the_implicit_term_is_taken_over_the_whole_bank() -> None:
 def test_a_bank_of_no_starts_is_refused() -> None:
     with pytest.raises(ValueError, match="side"):
         MultiStart(side=0.0)
+    with pytest.raises(ValueError, match="far"):
+        MultiStart(far=-1)
 
 
 def test_the_outer_rate_and_the_share_of_carriers_follow_their_schedules() -> None:

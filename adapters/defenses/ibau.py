@@ -15,8 +15,13 @@ from ibau_defense import BALLS, IBAU, RECIPES, SOLVERS, MultiStart, Recipe, Roun
 RecipeName = Literal["paper", "reference", "reference_gtsrb", "danskin", "danskin_gtsrb", "fast"]
 
 
-_MANY = ("windows", "harmful", "sharp")  # settings of the ascent from many starts
+_MANY = ("windows", "harmful", "sharp", "far")  # settings of the ascent from many starts
 _IMPLICIT = ("solver", "solver_steps", "solver_step", "damping", "curvature", "mixed", "positive", "boundary")
+
+FAR_STARTS = 16
+"""Starts of ``far: true`` on the entire image, and focused ones besides (``MultiStart.far``)."""
+FAR_CARRIERS = (0.2, 0.2, 0.2, 0.1, 0.1)
+"""Its share of carriers, a phase each: with fewer, the late steps bring such a backdoor back."""
 
 
 class Ibau(Defense):
@@ -31,6 +36,10 @@ class Ibau(Defense):
     What ``fast`` is made of can be switched off, for ablations: ``starts: false`` takes one ascent instead of many,
     ``windows: false`` has all starts climb on the whole image, ``harmful: 0`` takes every later bank, ``sharp: false``
     treats fragile networks as others, ``warmup: 1`` starts at the full rate.
+
+    ``far: true`` is for a trigger that may lie all over the image in few training images, which ``fast`` else leaves:
+    starts on the entire image up to the ball's edge are carried to the end, by more images (``FAR_CARRIERS``). It costs
+    accuracy, with a backdoor or without.
     """
 
     name: ClassVar[str] = "ibau"
@@ -63,6 +72,7 @@ class Ibau(Defense):
     windows: bool | None = None
     harmful: Annotated[float, Field(ge=0)] | None = None
     sharp: bool | None = None
+    far: bool | None = None
     warmup: Annotated[int, Field(ge=1)] | None = None
 
     def settings(self) -> Recipe:
@@ -81,6 +91,8 @@ class Ibau(Defense):
         ascent = {name: value for name, value in ascent.items() if value is not None}
         if recipe.starts:
             given["starts"] = self._starts(recipe.starts)
+            if self.far and self.carriers is None:
+                given["carriers"] = FAR_CARRIERS
         if self.sharp is False or self.starts is False:
             given["sharp"] = None
         elif self.carriers is not None and recipe.sharp:
@@ -91,7 +103,8 @@ class Ibau(Defense):
         if self.starts is False:
             return None
         harmful = starts.harmful if self.harmful is None else self.harmful
-        return replace(starts, harmful=harmful, windows=self.windows is not False)
+        far = FAR_STARTS if self.far else starts.far
+        return replace(starts, harmful=harmful, windows=self.windows is not False, far=far)
 
     def check(self, key: str) -> None:
         if self.starts and not RECIPES[self.recipe].starts:
