@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_unlearning import clean_set, tiny
 from torch import Tensor, nn
 
 from ibau_defense import IBAU, L2Ball, Network
 from ibau_defense.guard import Guard, GuardSettings
 from ibau_defense.recipes import FAST, PAPER
-from tests.test_unlearning import clean_set, tiny
 
 SETTINGS = GuardSettings(loss_rise=100.0, accuracy_drop=0.4, final_drop=0.1)
 
