@@ -31,5 +31,8 @@ def test_the_victims_of_the_baselines_are_there(name: str) -> None:
 
 
 def test_the_victims_of_the_papers_tables_on_gtsrb_are_there() -> None:
+    """But for Table 7's networks, of 20 to 45 MB each."""
     cells = includes.load(ROOT / "sweeps" / "paper_gtsrb.yaml", (), ROOT / "data", "gtsrb").cells
-    assert {cell.victim_id for cell in cells} <= {path.stem for path in VICTIMS}
+    needed = {cell.victim_id for cell in cells if cell.model == "simplified_vgg"}
+    assert len(needed) == 4
+    assert needed <= {path.stem for path in VICTIMS}
