@@ -18,6 +18,7 @@ from bench.preflight import multiplications
 from bench.records import RecordStore
 from bench.run_cell import CellRunner, run_cell
 from bench.timing.floors import Ceilings
+from bench.timing.parts import Precision
 from bench.timing.scale import Scale
 from bench.training import autocast_dtype, train
 from bench.victims import new_model, poisoned_training_set
@@ -108,16 +109,17 @@ def test_scoring(benchmark: Any, base: Cell, runner: CellRunner, device: torch.d
     )
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=lambda one: str(one).removeprefix("torch."))
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activation(
-    benchmark: Any, base: Cell, name: str, precision: torch.dtype, device: torch.device, scale: Scale,
+    benchmark: Any, base: Cell, name: str, precision: Precision, device: torch.device, scale: Scale,
     facts: dict[str, Any],
 ) -> None:  # fmt: skip
     """Forward and backward on a tensor as the simplified VGG's first layer makes of 64 images of 32 × 32."""
     layer = ACTIVATIONS[name]()
     generator = torch.Generator().manual_seed(0)
-    values = torch.randn(64, WIDTHS[0], 32, 32, generator=generator).to(device, precision).requires_grad_(True)
+    values = torch.randn(64, WIDTHS[0], 32, 32, generator=generator).to(device, getattr(torch, precision))
+    values.requires_grad_(True)
     gradient = torch.ones_like(values)
 
     def run() -> None:
@@ -126,8 +128,8 @@ def test_activation(
 
     benchmark.group = f"{base.dataset}: harness"
     benchmark.pedantic(run, rounds=scale.rounds, warmup_rounds=2)
-    kind = str(precision).removeprefix("torch.")
-    benchmark.extra_info.update(facts, kind="harness", what=f"{name}, forward and backward, {kind}", images=len(values))
+    what = f"{name}, forward and backward, {precision}"
+    benchmark.extra_info.update(facts, kind="harness", what=what, images=len(values))
 
 
 def test_cell_overhead(
