@@ -177,8 +177,7 @@ class _Run:
     def round(self, out_of_time: Callable[[], bool]) -> tuple[list[StepReport], list[StepReport]]:
         """One pass over the clean set, one outer step a mini-batch (or ``outer_steps`` of them).
 
-        Steps that the guard undoes are taken again at its smaller rate, on the same bank: the network is the one that
-        the bank was found in.
+        Steps that the guard undoes are taken again at its smaller rate; one δ, or one bank, a round stays for them.
 
         Returns:
             The steps that stand, and those that were undone.
