@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import fake_records as fake
@@ -21,6 +22,10 @@ def case(defense: str = "ibau", asr: float = 0.02, /, acc: float = 0.98, **chang
     figures = {key: changes.pop(key) for key in ("error_gap", "seconds_to_effect", "provenance") if key in changes}
     shared = {"dataset": "gtsrb", "poison_ratio": 0.2, "clean_size": 5000}
     return from_record(fake.record(fake.cell(defense, **(shared | changes)), acc, asr, **figures))
+
+
+def broken(row: Row, status: str) -> Row:
+    return replace(row, status=status)
 
 
 def verdict(part: str, *rows: Row) -> str | None:
@@ -51,6 +56,35 @@ def test_sensitivity_to_the_poison_ratio(ours: tuple[float, float], theirs: tupl
     assert verdict(RATIO, *rows) == verdict(RATIO, *rows, *control) == expected
     assert verdict(RATIO, *rows[:2], *control) is None  # without any baseline there is no least sensitive one
     assert verdict(RATIO, rows[0], rows[2]) is None
+
+
+def test_what_broke_down_is_neither_effective_nor_steady() -> None:
+    """Whatever figures it left."""
+    ours = [case("ibau", 0.01 * k, poison_ratio=ratio) for k, ratio in enumerate((0.2, 0.05, 0.005))]
+    nad = [case("nad", 0.01, poison_ratio=ratio) for ratio in (0.2, 0.05)]
+    late = [broken(case("nad", 0.01, poison_ratio=0.005), status) for status in ("diverged", "timeout")]
+    assert verdict(RATIO, *ours, *nad) == IN_PART
+    assert [verdict(RATIO, *ours, *nad, each) for each in late] == [HOLDS, HOLDS]
+    assert verdict(RATIO, *ours[:2], broken(ours[2], "diverged"), *nad, late[0]) == IN_PART
+    no_figures = replace(late[1], figures={})
+    assert verdict(RATIO, *ours, *nad, no_figures) == HOLDS
+
+    few = [case("ibau", clean_size=100, attack=attack) for attack in ("badnets", "blend")]
+    assert verdict(FEW, few[0], broken(few[1], "timeout")) == IN_PART
+    assert not broken(few[1], "failed").tried  # which says nothing of the defense
+    useless = [case("nad", 0.9, attack=attack, clean_size=100) for attack in ("badnets", "blend")]
+    assert verdict(ONLY, *few, *useless) == HOLDS
+    assert verdict(ONLY, few[0], broken(few[1], "diverged"), *useless) == IN_PART
+
+
+def test_sensitivity_is_compared_over_the_ratios_that_both_ran() -> None:
+    ours = [case("ibau", asr, poison_ratio=ratio) for asr, ratio in ((0.0, 0.2), (0.01, 0.05), (0.1, 0.005))]
+    nad = [case("nad", asr, poison_ratio=ratio) for asr, ratio in ((0.0, 0.2), (0.05, 0.05))]
+    assert verdict(RATIO, *ours, *nad) == HOLDS
+    found = claims([*ours, *nad])
+    assert found is not None
+    (told,) = (row[2].text for row in found.table.rows if RATIO in row[0].text)
+    assert told.endswith("I-BAU 10.0 points; NAD 5.0 points (there I-BAU 1.0 points)")
 
 
 @pytest.mark.parametrize(("asr", "other", "expected"), [(0.1, 0.1, HOLDS), (0.1, 0.3, IN_PART), (0.3, 0.3, DOES_NOT)])
@@ -158,6 +192,21 @@ def test_the_gap_over_width_and_over_clean_images(values: tuple[float, ...], exp
     sizes = [case("ibau", error_gap=gap, clean_size=n) for n, gap in zip((500, 2500, 5000), values, strict=True)]
     assert verdict(SIZE, *reversed(sizes)) == expected
     assert verdict(SIZE, sizes[0]) is None
+
+
+def test_gaps_of_different_victims_are_not_averaged() -> None:
+    """The one falls from high up and lacks the smallest n; the other falls too, far below."""
+    low = [case("ibau", error_gap=gap, clean_size=n) for n, gap in ((500, 0.04), (2500, 0.03), (5000, 0.02))]
+    high = [case("ibau", error_gap=gap, clean_size=n, attack="blend") for n, gap in ((2500, 0.3), (5000, 0.2))]
+    assert verdict(SIZE, *low, *high) == HOLDS
+    assert verdict(SIZE, *low, *high[1:], case("ibau", error_gap=0.1, clean_size=2500, attack="blend")) == IN_PART
+
+
+def test_gaps_are_those_of_the_table() -> None:
+    rising = [case("ibau", error_gap=gap, clean_size=n, attack="blend") for n, gap in ((500, 0.0), (5000, 0.1))]
+    sizes = [case("ibau", error_gap=gap, clean_size=n) for n, gap in ((500, 0.02), (5000, 0.01))]
+    table = [replace(row, parts=frozenset({"table8"})) for row in sizes]
+    assert verdict(SIZE, *(replace(row, parts=frozenset({"table1"})) for row in rising), *table) == HOLDS
 
 
 def test_a_gap_of_nothing_removed_is_no_gap() -> None:

@@ -136,6 +136,25 @@ def test_without_a_control_the_victim_itself_is_the_yardstick() -> None:
     assert row["No defense", "ACC"].estimate.count == 2
 
 
+def test_training_a_victim_is_no_second_of_no_defense() -> None:
+    beside = made(case(seed=0))["1_2_attack_cases"].beside
+    assert beside is not None
+    (undefended,) = (row for row in beside.rows if row[1].text == "No defense")
+    told = {head.text: value.text for head, value in zip(beside.heads, undefended, strict=True)}
+    assert told["Seconds"] == "–"
+    assert told["RA"] == "1.5"
+
+
+@pytest.mark.parametrize("more", [{"tsne_images": 200}, {"evasion_radius": 0.5}, {"min_asr": 0.5}])
+def test_a_run_that_was_recorded_again_for_more_is_one_repetition(more: dict[str, Any]) -> None:
+    table = made(case(), case(**more), case("none"))["1_2_attack_cases"].table
+    assert (
+        columns(table, 0)["I-BAU", "ACC"].estimate
+        == columns(made(case())["1_2_attack_cases"].table, 0)["I-BAU", "ACC"].estimate
+    )
+    assert "×2" not in " ".join(value.note for value in table.rows[0])
+
+
 def test_the_number_of_seeds_is_told_once_or_at_each_figure() -> None:
     even = made(*(case(name, seed=k) for name in ("none", "ibau") for k in range(3)))["1_2_attack_cases"].table
     assert "×" not in "".join(value.note for row in even.rows for value in row)

@@ -84,7 +84,8 @@ def undefended(row: Row) -> Row:
     """The row's victim as a row of ``none``."""
     blank: dict[str, Any] = {"defense": "none", "settings": {}, "clean_size": None, "radius": None, "intervals": {}}
     blank |= {"status": "ok", "rounds": (), "triggers": row.triggers_before}
-    return replace(row, id=f"victim of {row.id}", figures=row.before, **blank)
+    figures = {name: value for name, value in row.before.items() if name != "seconds"}  # of its training
+    return replace(row, id=f"victim of {row.id}", figures=figures, **blank)
 
 
 def pairs(line: Line) -> dict[str, Pair]:
@@ -272,7 +273,7 @@ def measures(found: Sequence[Line], labels: Mapping[str, str]) -> Table:
     for name, line in zip(left, found, strict=True):
         for column in shown:
             rows = line.cells.get(column, [])
-            if not rows or (column == NO_DEFENSE and not {"der", "seconds"} & rows[0].figures.keys()):
+            if not rows or (column == NO_DEFENSE and not {"der", "ra"} & rows[0].figures.keys()):
                 continue
             values = [measured(rows, metric, write) for _, metric, write in told]
             seeds = len({row.seed for row in rows})

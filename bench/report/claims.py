@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from bench import published
-from bench.report import effect, gaps, marks, names, settings
+from bench.report import effect, gaps, marks, names, ratios, settings, sweep_files
 from bench.report.effect import Verdict
 from bench.report.groups import by, estimate, ordered, variants
 from bench.report.names import DOES_NOT, HOLDS, IN_PART
@@ -16,14 +16,16 @@ from bench.report.tables import Head, Table, Titled, Value
 
 FEW_IMAGES, RUNS = 100, 3
 NOTE = (
-    "Effective: mean ASR under 20 % and at most 10 points of ACC lost. A verdict is on these records alone, compares "
-    "means, and is missing where they do not bear on the claim; intervals and conditions stand in the tables."
+    "Effective: mean ASR under 20 % and at most 10 points of ACC lost, in no repetition diverged or out of time. A "
+    "verdict is on these records alone, compares means, and is missing where they do not bear on the claim; intervals "
+    "and conditions stand in the tables."
 )
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The scored records of one way to run I-BAU beside those of all other defenses, by their names."""
+    """The records of one way to run I-BAU beside those of all other defenses, by their names: scored, diverged or out
+    of time."""
 
     ours: str
     rows: Mapping[str, Sequence[Row]]
@@ -40,13 +42,13 @@ _Setting = tuple[str, float | None]
 """A victim, but for its seed, and n."""
 
 
-def claims(scored: Sequence[Row]) -> Titled | None:
+def claims(tried: Sequence[Row]) -> Titled | None:
     """A line for each claim that the records bear on, and for each way I-BAU was run; None if there is none."""
-    rows, _ = settings.at_one_radius([row for row in scored if row.defense != "none"])
+    rows, _ = settings.at_one_radius([row for row in tried if row.defense != "none"])
     labels = variants(rows)
     named = by(rows, lambda row: labels[row.id])
     ours = [name for name in ordered(rows, labels) if named[name][0].defense == "ibau"]
-    timed = frozenset(row.id for row in effect.chosen(scored)[0])
+    timed = frozenset(row.id for row in effect.chosen([row for row in tried if row.scored])[0])
     others = {name: each for name, each in named.items() if each[0].defense != "ibau"}
     body = []
     for text, judge in CLAIMS:
@@ -61,25 +63,28 @@ def claims(scored: Sequence[Row]) -> Titled | None:
 
 
 def least_sensitive_to_poison_ratio(found: Evidence) -> Verdict | None:
-    """Effective at every ratio, and its ASR varies no more than that of any baseline effective at one of them."""
-    spans, able = {}, {}
-    for name, rows in found.rows.items():
-        kept, _ = settings.along(rows, "poison_ratio")
-        alike = by(kept, lambda row: row.victim_but("poison_ratio")).values()
-        each = [[*by(members, lambda row: row.poison_ratio).values()] for members in alike]
-        if each:
-            spans[name] = max(max(map(_asr, ratios)) - min(map(_asr, ratios)) for ratios in each)
-            able[name] = [_effective(rows) for ratios in each for rows in ratios]
-    beside = [name for name in found.others if any(able.get(name, ()))]
-    baselines = {name for name in found.others if found.rows[name][0].defense in published.BASELINES}
-    if found.ours not in spans or not baselines & spans.keys():
+    """Effective at every ratio, and its ASR varies no more than that of any baseline effective at one of them.
+
+    Over the ratios at which both ran. A baseline that breaks down at one of them is not steady.
+    """
+    kept, _ = settings.along([row for rows in found.rows.values() for row in rows], ratios.AXIS)
+    ids = {row.id for row in kept}
+    at = {name: ratios.places([row for row in rows if row.id in ids]) for name, rows in found.rows.items()}
+    own = at[found.ours]
+    whole = ratios.widest(own, own.keys())
+    spans = {name: span for name in found.others if (span := ratios.spans(own, at[name]))}
+    baselines = {name for name in spans if found.rows[name][0].defense in published.BASELINES}
+    if whole is None or not baselines:
         return None
+    beside = [name for name in spans if any(map(_effective, at[name].values()))]
     rivals = [name for name in beside if name in baselines]
-    least = all(spans[found.ours] <= spans[name] for name in rivals)
-    told = {name: f"{name} {_points(spans[name])}" for name in (found.ours, *beside)}
-    figures = f"ASR varies with the ratio by, at most: {'; '.join(told[name] for name in (found.ours, *rivals))}"
+    broken = {name for name in beside for rows in at[name].values() for row in rows if not row.scored}
+    least = all(ours <= theirs for ours, theirs in (spans[name] for name in rivals if name not in broken))
+    told = {name: ratios.variation(name, spans[name], (found.ours, whole), name in broken) for name in beside}
+    figures = "; ".join([f"{found.ours} {names.points(whole)}", *(told[name] for name in rivals)])
     more = _besides([told[name] for name in beside if name not in rivals])
-    return _graded(all(able[found.ours]), least, figures + more)
+    able = all(map(_effective, own.values()))
+    return _graded(able, least, f"ASR varies with the ratio by, at most: {figures}{more}")
 
 
 def effective_at_few_images(found: Evidence) -> Verdict | None:
@@ -113,14 +118,14 @@ def more_stable_than_naive(found: Evidence) -> Verdict | None:
     naive = next((rows for rows in found.rows.values() if rows[0].defense == "naive_uap"), None)
     if naive is None:
         return None
-    spans = [{key: _span(rows) for key, rows in _settings(each).items() if len(rows) >= RUNS}
+    spans = [{key: _span(rows) for key, rows in _settings(ratios.with_asr(each)).items() if len(rows) >= RUNS}
              for each in (found.rows[found.ours], naive)]  # fmt: skip
     shared = [(spans[0][key], spans[1][key]) for key in spans[0].keys() & spans[1].keys()]
     if not shared:
         return None
     less = sum(ours < theirs for ours, theirs in shared)
     ours, theirs = (max(each) for each in zip(*shared, strict=True))
-    told = f"range of ASR over runs, at most: {_points(ours)} against {_points(theirs)}; {len(shared)} cases"
+    told = f"range of ASR over runs, at most: {names.points(ours)} against {names.points(theirs)}; {len(shared)} cases"
     return Verdict(HOLDS if less == len(shared) else IN_PART if less else DOES_NOT, told)
 
 
@@ -132,12 +137,14 @@ def thirteen_times_faster(found: Evidence) -> Verdict | None:
 
 def gap_falls_with_width(found: Evidence) -> Verdict | None:
     """Theorem 3: the wider the network, the smaller the error gap."""
-    return _falling(gaps.over_width(found.rows[found.ours]), lambda row: gaps.width_of(row), "W")
+    rows = sweep_files.of(found.rows[found.ours], "table7")
+    return _falling(gaps.over_width(rows), gaps.width_of, "W", "model", "training")
 
 
 def gap_falls_with_clean_images(found: Evidence) -> Verdict | None:
     """Theorem 3: the more clean images, the smaller the error gap."""
-    return _falling(gaps.over_size(found.rows[found.ours]), lambda row: row.clean_size, "n")
+    rows = sweep_files.of(found.rows[found.ours], "table8", "table7")
+    return _falling(gaps.over_size(rows), lambda row: row.clean_size, "n")
 
 
 CLAIMS: tuple[tuple[str, Claim], ...] = (
@@ -151,22 +158,31 @@ CLAIMS: tuple[tuple[str, Claim], ...] = (
 )
 
 
-def _falling(rows: Sequence[Row], axis: Callable[[Row], float | None], symbol: str) -> Verdict | None:
+def _falling(rows: Sequence[Row], axis: Callable[[Row], float | None], symbol: str, *varied: str) -> Verdict | None:
     """Over the records whose backdoor is gone: where it is not, all triggered images err, seen or unseen, and the gap
-    is 0 for want of a defense."""
+    is 0 for want of a defense. Victims that differ in anything but ``varied`` are looked at one by one."""
     placed = [row for row in rows if axis(row) is not None]
     cured = [row for row in placed if _effective([row])]
-    known = by(cured, axis)
-    means = [(at, estimate(known[at], "error_gap")) for at in sorted(known, key=lambda at: at or 0.0)]
-    values = [(at, found.mean) for at, found in means if found]
-    if len(values) < 2:
+    curves = {key: _curve(each, axis) for key, each in by(cured, lambda row: row.victim_but(*varied)).items()}
+    curves = {key: curve for key, curve in curves.items() if len(curve) > 1}
+    if not curves:
         return None
-    steps = [later <= earlier for (_, earlier), (_, later) in pairwise(values)]
-    told = ", ".join(f"{names.percent(value, 2)} at {symbol} = {names.plain(at)}" for at, value in values)
-    ends = values[-1][1] < values[0][1]
+    falls = [[later <= earlier for (_, earlier), (_, later) in pairwise(curve)] for curve in curves.values()]
+    ends = [curve[-1][1] < curve[0][1] for curve in curves.values()]
+    words = [", ".join(f"{names.percent(gap, 2)} at {symbol} = {names.plain(at)}" for at, gap in curve)
+             for curve in curves.values()]  # fmt: skip
+    told = "; ".join(words) if len(words) == 1 else "; ".join(f"victim {k}: {one}" for k, one in enumerate(words, 1))
     left = len(placed) - len(cured)
     told += f"; left out, for the defense had no effect: {left} of {len(placed)} records" if left else ""
-    return Verdict(HOLDS if all(steps) and ends else IN_PART if ends else DOES_NOT, f"error gap in percent: {told}")
+    word = HOLDS if all(map(all, falls)) and all(ends) else IN_PART if any(ends) else DOES_NOT
+    return Verdict(word, f"error gap in percent: {told}")
+
+
+def _curve(rows: Sequence[Row], axis: Callable[[Row], float | None]) -> list[tuple[float | None, float]]:
+    """Mean error gap at each value of ``axis``, in order."""
+    known = by(rows, axis)
+    means = [(at, estimate(known[at], "error_gap")) for at in sorted(known, key=lambda at: at or 0.0)]
+    return [(at, found.mean) for at, found in means if found]
 
 
 def _graded(first: bool, second: bool, figures: str) -> Verdict:
@@ -205,6 +221,8 @@ def _count(rows: Sequence[Row]) -> tuple[int, int]:
 
 
 def _effective(rows: Sequence[Row]) -> bool:
+    if not all(row.scored for row in rows):
+        return False
     acc, asr = estimate(rows, "acc"), estimate(rows, "asr")
     assert acc is not None
     assert asr is not None
@@ -212,16 +230,6 @@ def _effective(rows: Sequence[Row]) -> bool:
     return marks.Outcome(rows[0].defense, acc.mean, asr.mean, sum(before) / len(before) if before else None).effective
 
 
-def _asr(rows: Sequence[Row]) -> float:
-    found = estimate(rows, "asr")
-    assert found is not None
-    return found.mean
-
-
 def _span(rows: Sequence[Row]) -> float:
     values = [row.figures["asr"] for row in rows]
     return max(values) - min(values)
-
-
-def _points(value: float) -> str:
-    return f"{names.percent(value)} points"

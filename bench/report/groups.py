@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bench.report.names import COLUMN_ORDER, defense_name, text_of
-from bench.report.rows import EVASION, Row, canonical
+from bench.report.rows import EVASION, Row, canonical, one_each
 
 RATES = ("acc", "asr", "ra", "der", "error_gap")
 
@@ -21,7 +21,7 @@ _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2
 
 @dataclass(frozen=True)
 class Group:
-    """Records that may stand in one mean: of one schema, one data set (name and content), one way of splitting it."""
+    """Runs that may stand in one mean: of one schema, one data set (name and content), one way of splitting it."""
 
     title: str
     rows: tuple[Row, ...]
@@ -33,6 +33,11 @@ class Group:
     @property
     def scored(self) -> list[Row]:
         return [row for row in self.rows if row.scored]
+
+    @property
+    def tried(self) -> list[Row]:
+        """With those in which the defense diverged or ran out of time."""
+        return [row for row in self.rows if row.tried]
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,8 @@ def by(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item
 def groups(rows: Sequence[Row]) -> list[Group]:
     """The rows in parts that must never be averaged together.
 
-    A record that does not tell what its data set held is taken to be of the one content that others of that name
-    have, and stands by itself where they have several.
+    Records of one run are one row (``one_each``). A record that does not tell what its data set held is taken to be of
+    the one content that others of that name have, and stands by itself where they have several.
     """
     contents = {name: {row.data for row in each} - {""} for name, each in by(rows, lambda row: row.dataset).items()}
     several = {name for name, each in contents.items() if len(each) > 1}
@@ -76,7 +81,7 @@ def groups(rows: Sequence[Row]) -> list[Group]:
         title += f" · content {data[:8] or 'not told'}" if dataset in several else ""
         title += f" · schema {schema or 'unknown'}" if several_schemas else ""
         title += f" · split {split}" if several_splits else ""
-        found.append(Group(title, tuple(members)))
+        found.append(Group(title, tuple(one_each(members))))
     return found
 
 

@@ -28,9 +28,10 @@ _SPELLED = {
     "–": "--", "—": "---", "…": r"\dots{}", "·": r"$\cdot$", "×": r"$\times$", "→": r"$\rightarrow$",
     "⇒": r"$\Rightarrow$", "δ": r"$\delta$", "ℓ": r"$\ell$", "−": "$-$", "†": r"\textdagger{}",
     "‡": r"\textdaggerdbl{}", "“": "``", "”": "''", "’": "'", "∞": r"$\infty$", "ε": r"$\varepsilon$",
+    "[": "{[}", "]": "{]}", "*": "{*}",  # at the beginning of a line an argument of the \\ or \midrule before it
     "▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "★": r"$\bigstar$", "✓": r"$\checkmark$",
 }  # fmt: skip
-_SPECIAL = re.compile(r"[^ !()*+,./0-9:;=?@A-Z\[\]a-z-]")
+_SPECIAL = re.compile(r"[^ !()+,./0-9:;=?@A-Za-z-]")
 
 
 def render(page: Page) -> str:
@@ -99,4 +100,4 @@ def _spelled(letter: str) -> str:
     known = _SPELLED.get(letter)
     if known is not None:
         return known
-    return letter if "À" <= letter <= "ž" else f"[U+{ord(letter):04X}]"
+    return letter if "À" <= letter <= "ž" else f"{{[}}U+{ord(letter):04X}{{]}}"

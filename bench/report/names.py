@@ -76,6 +76,11 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
+def points(share: float) -> str:
+    """A difference of rates: ``4.0 points``."""
+    return f"{percent(share)} points"
+
+
 def percent_range(low: float | None, high: float | None, digits: int = 1) -> str:
     return "" if low is None or high is None else f"{percent(low, digits)}–{percent(high, digits)}"
 

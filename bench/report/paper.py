@@ -19,7 +19,7 @@ def tables(group: Group) -> tuple[Titled, ...]:
     """The verdicts on the paper's claims, those of its tables that scored records fill, and three of our own."""
     scored = group.scored
     made = [
-        claims.claims(scored),
+        claims.claims(group.tried),
         _attack_cases(sweep_files.of(scored, "table1", "table2")),
         _several_triggers(sweep_files.of(scored, "table3")),
         _poison_ratios(sweep_files.of(scored, "table4", "table1")),

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,9 @@ from bench.records import FILE, RecordStore
 
 SCORED = frozenset({"ok", "no_trigger_detected"})
 """The statuses whose figures enter a mean. Every other record is listed with its reason instead."""
+
+BROKEN_DOWN = frozenset({"diverged", "timeout"})
+"""The statuses of a defense that ran and came to no good end."""
 
 FIGURES = ("acc", "asr", "ra", "der", "error_gap", "seconds", "seconds_to_effect", "peak_memory_bytes")
 
@@ -35,6 +38,9 @@ class TriggerFigures(NamedTuple):
 
 NOT_OF_ANY = ("seed", "run", "tsne_images")
 """Keys of a cell that tell repetitions apart, or ask for more to be measured."""
+
+MEASURED_MORE = ("tsne_images", "evasion_radius", "min_asr")
+"""Keys of a cell by which a run computes nothing else: cells that differ in them alone are one run."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,11 @@ class Row:
         return self.status in SCORED and "acc" in self.figures
 
     @property
+    def tried(self) -> bool:
+        """Whether a defense ran on a backdoored model, to a good end or not."""
+        return self.scored or (self.status in BROKEN_DOWN and not self.is_clean)
+
+    @property
     def is_clean(self) -> bool:
         """Whether the model was never poisoned: it has an ACC, and no ASR."""
         return not self.cell.get("attack") and not self.cell.get("victim")
@@ -111,6 +122,35 @@ class Row:
         attack = _mapping(self.cell.get("victim")).get("trigger") or self.cell.get("attack")
         rows = [_mapping(each).get("attack") for each in attack] if isinstance(attack, list) else [attack]
         return any("name" in _mapping(each) for each in rows)
+
+
+def one_each(rows: Iterable[Row]) -> list[Row]:
+    """Each run once, with all that was measured of it, where records of it differ in ``MEASURED_MORE`` alone.
+
+    A run and what it was recorded again for would else be two repetitions with nothing between them.
+    """
+    found: dict[str, Row] = {}
+    for row in rows:
+        key = content_hash({name: value for name, value in row.cell.items() if name not in MEASURED_MORE})
+        found[key] = _merged(found[key], row) if key in found else row
+    return list(found.values())
+
+
+def _more(row: Row) -> list[Any]:
+    return [row.cell.get(name) for name in MEASURED_MORE if name != "min_asr"]
+
+
+def _merged(one: Row, other: Row) -> Row:
+    first, second = sorted((one, other), key=lambda row: (not row.scored, sum(map(bool, _more(row)))))
+    if first.scored != second.scored:
+        return replace(first, parts=first.parts | second.parts)
+    return replace(
+        first,
+        figures={**second.figures, **first.figures},
+        intervals={**second.intervals, **first.intervals},
+        tsne=first.tsne or second.tsne,
+        parts=first.parts | second.parts,
+    )
 
 
 class Reading(NamedTuple):
