@@ -76,7 +76,7 @@ class Session:
             checked = preflight.check_data(plan, options.cache)
             return self._compute(parts, checked, starting.wait())
         except KeyboardInterrupt:
-            done = len(plan.cells) - len(self._left())
+            done = len({record.id for record in self._store.read()} & {cell.id for cell in plan.cells})
             self._say(
                 f"interrupted with {done} of {len(plan.cells)} cells recorded; the same command goes on from here"
             )
@@ -93,12 +93,13 @@ class Session:
         self._say(f"{self._mirror.address}: {came} records came from there, {went} went; working in {self._folder}")
 
     def _left(self) -> list[Cell]:
-        """Cells without a record. Failed ones have one, unless they are to be retried."""
+        """Cells without a record. Failed ones have one, unless they are to be retried: a run then drops it."""
         records = {record.id: record for record in self._store.read(repair=not self._options.dry_run)}
         failed = [cell.id for cell in self._plan.cells if cell.id in records and records[cell.id].status == "failed"]
-        if failed and self._options.retry_failed and not self._options.dry_run:
-            self._store.drop(failed)
+        if failed and self._options.retry_failed:
             gone = set(failed)
+            if not self._options.dry_run:
+                self._store.drop(gone)
             records = {name: record for name, record in records.items() if name not in gone}
         elif failed:
             self._say(f"{len(failed)} cells failed in an earlier run; --retry-failed runs them again")

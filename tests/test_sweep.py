@@ -88,6 +88,20 @@ def test_failed_cells_are_kept_unless_asked_for(place: Path, capsys: pytest.Capt
 
 
 @pytest.mark.usefixtures("no_cluster")
+def test_a_dry_run_counts_the_cells_to_be_retried_and_keeps_their_records(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = _fill(place, {"none": "failed"})
+    before = store.path.read_bytes()
+    assert sweep.main(_arguments(place, "--dry-run", "--retry-failed")) == 0
+    said = capsys.readouterr().out
+    assert "2 cells would be computed" in said
+    assert "failed in an earlier run" not in said
+    assert store.path.read_bytes() == before
+    assert not (store.folder / "records.jsonl.superseded").exists()
+
+
+@pytest.mark.usefixtures("no_cluster")
 def test_a_dry_run_writes_no_results(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep.main(_arguments(place, "--dry-run", "--cache", str(place / "cache"))) == 0
     assert "6 cells would be computed, 2 victims trained" in capsys.readouterr().out
@@ -131,6 +145,29 @@ class _Ready:
         return [cluster.Grant(1, 0, 1, 2)]
 
     def stop(self) -> None: ...
+
+
+@pytest.mark.parametrize("more", [(), ("--retry-failed",)])
+def test_an_interrupt_keeps_what_failed_meanwhile(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    from bench import engine
+
+    store, again = RecordStore(place / "runs" / "tiny"), _cells(place)[0]
+    if more:
+        store.append(Record(id=again.id, cell=again, status="failed", reason="earlier"))
+
+    def run_sweep(*given: Any) -> None:
+        store.append(Record(id=again.id, cell=again, status="failed", reason="meanwhile"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster, "ClusterStart", _Ready)
+    monkeypatch.setattr(engine, "run_sweep", run_sweep)
+    assert sweep.main(_arguments(place, *more)) == session.INTERRUPTED
+    said = capsys.readouterr().out
+    assert "interrupted with 1 of 6 cells recorded" in said
+    assert "failed in an earlier run" not in said
+    assert [record.reason for record in store.read()] == ["meanwhile"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), NoRoomError("no room")])
