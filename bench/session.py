@@ -109,9 +109,9 @@ class Session:
     def _dry_run(self, left: Sequence[Cell]) -> int:
         preflight.check_names(self._plan)
         checked = preflight.check_data(self._plan, self._options.cache)
-        for line in dry_run.lines(self._plan, left, self._victims_to_train(left, checked), checked, self._options):
+        stages, victims = self._phases(left), self._victims_to_train(left, checked)
+        for line in dry_run.lines(self._plan, left, stages, victims, checked, self._options):
             self._say(line)
-        self._phases(left)
         return 0
 
     def _phases(self, left: Sequence[Cell]) -> list[Phase]:
