@@ -60,21 +60,22 @@ class Session:
         left = self._left()
         if options.dry_run:
             return self._dry_run(left)
-        manifest.write(plan, self._folder)
-        if self._mirror:
-            self._mirror.push_manifest()
         if not left:
+            self._write_manifest()
             self._say(f"nothing to compute: all {len(plan.cells)} cells have their record in {self._store.path}")
             return self._end()
         if options.address:
             cluster.check_address(options.address)
+        manifest.read(self._folder)  # one that is none is told now
         preflight.check_names(plan)
         parts = self._phases(left)
         starting = cluster.ClusterStart([one.resources for one in parts], options.address, options.max_concurrent)
         try:
             starting.start()
             checked = preflight.check_data(plan, options.cache)
-            return self._compute(parts, checked, starting.wait())
+            grants = starting.wait()
+            self._write_manifest()  # not before: a command that is refused is not told of in the report
+            return self._compute(parts, checked, grants)
         except KeyboardInterrupt:
             done = len({record.id for record in self._store.read()} & {cell.id for cell in plan.cells})
             self._say(
@@ -91,6 +92,11 @@ class Session:
         came = self._mirror.pull(self._store)
         went = 0 if self._options.dry_run else self._mirror.catch_up(self._store)
         self._say(f"{self._mirror.address}: {came} records came from there, {went} went; working in {self._folder}")
+
+    def _write_manifest(self) -> None:
+        manifest.write(self._plan, self._folder)
+        if self._mirror:
+            self._mirror.push_manifest()
 
     def _left(self) -> list[Cell]:
         """Cells without a record. Failed ones have one, unless they are to be retried: a run then drops it."""
@@ -206,25 +212,31 @@ class Session:
 
     def _end(self) -> int:
         """Table and report; the status is 1 if a cell of this sweep failed."""
-        from bench import report
-
         ids = {cell.id for cell in self._plan.cells}
         records = [record for record in self._store.read() if record.id in ids]
         width = None if self._console.is_terminal else TABLE_WIDTH
         Console(highlight=False, width=width).print(table(records))
         self._say(outcome(records))
-        page = self._folder / "report.html"
-        times = self._store.path.stat()
-        # Equal, not later: a clock that was set back would leave an old page newer than the records.
-        if not page.exists() or page.stat().st_mtime_ns != times.st_mtime_ns:
-            page = report.build(self._folder)
-            os.utime(page, ns=(times.st_atime_ns, times.st_mtime_ns))
+        self._build_report()
         self._say(f"records: {self._store.path}")
-        self._say(f"report:  {page}")
+        self._say(f"report:  {self._folder / 'report.html'}")
         if self._mirror:
             self._mirror.push()
             self._say(f"both are at {self._mirror.address} too")
         return int(any(record.status == "failed" for record in records))
+
+    def _build_report(self) -> None:
+        """Make the report, unless there is one of these very records and manifest: its pages bear their times."""
+        from bench import report
+
+        sources = {"report.html": self._store.path, "report.md": self._folder / manifest.FILE}
+        times = {self._folder / page: source.stat() for page, source in sources.items()}
+        # Equal, not later: a clock that was set back would leave an old page newer than what it is made from.
+        if all(page.exists() and page.stat().st_mtime_ns == of.st_mtime_ns for page, of in times.items()):
+            return
+        report.build(self._folder)
+        for page, of in times.items():
+            os.utime(page, ns=(of.st_atime_ns, of.st_mtime_ns))
 
     def _portable(self, record: Record) -> Record:
         return portable_record(record, self._plan.folders)

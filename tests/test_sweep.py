@@ -19,7 +19,7 @@ import tiny_sweep
 from fake_cells import cell
 from filelock import FileLock
 
-from bench import cluster, ledger, session, spec, sweep
+from bench import cluster, ledger, manifest, session, spec, sweep
 from bench.cells import Cell
 from bench.jobs import Job, JobQueue
 from bench.ledger import Ledger
@@ -145,6 +145,42 @@ class _Ready:
         return [cluster.Grant(1, 0, 1, 2)]
 
     def stop(self) -> None: ...
+
+
+@pytest.mark.parametrize("setting", ["cell.model=nope", "cell.clean_size=999"])
+def test_what_is_refused_is_not_in_the_manifest(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], setting: str
+) -> None:
+    """Whether its names or its data are at fault."""
+    monkeypatch.setattr(cluster, "ClusterStart", _Ready)
+    assert sweep.main(_arguments(place, "--set", setting)) == 2
+    assert capsys.readouterr().err.startswith(f"error: {setting.partition('=')[0]}: ")
+    assert manifest.read(place / "runs" / "tiny") is None
+
+
+def test_what_is_computed_is_in_the_manifest_before(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench import engine
+
+    def run_sweep(*given: Any) -> None:
+        assert manifest.read(place / "runs" / "tiny") is not None
+        raise _StartedError
+
+    monkeypatch.setattr(cluster, "ClusterStart", _Ready)
+    monkeypatch.setattr(engine, "run_sweep", run_sweep)
+    with pytest.raises(_StartedError):
+        sweep.main(_arguments(place))
+
+
+@pytest.mark.usefixtures("no_cluster")
+def test_the_report_is_made_again_if_the_manifest_says_something_new(place: Path) -> None:
+    store = _fill(place)
+    page, told = store.folder / "report.html", store.folder / "report.md"
+    made: list[int] = []
+    for setting in ("seeds=1", "seeds=1", "resources.cpu=2"):  # the cells are the same
+        assert sweep.main(_arguments(place, "--set", setting)) == 0
+        made.append(page.stat().st_ino)
+    assert made[0] == made[1] != made[2], "not twice for the same"
+    assert "Set on the command line: resources.cpu=2." in told.read_text()
 
 
 @pytest.mark.parametrize("more", [(), ("--retry-failed",)])
