@@ -65,7 +65,7 @@ class TriggerFigures(TriggerScores):
 class VictimFigures(_Row):
     """The poisoned model before any defense. ``seconds``: its training; null for one from a checkpoint.
 
-    ``asr`` and ``ra`` are null for a clean model.
+    In older records that is 0. ``asr`` and ``ra`` are null for a clean model.
     """
 
     id: str

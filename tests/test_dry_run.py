@@ -37,6 +37,10 @@ def test_training_grows_with_network_epochs_and_copies() -> None:
     checkpoint = {"checkpoint": "x", "trigger": "badnets", "target": 1, "digest": "1"}
     brought = cell("none", victim=checkpoint, attack=None, target=None, poison_ratio=None, training=None)
     assert pace.victim(brought) == 0
+    for seconds in (None, 0.0):  # older records have the latter
+        figures = VictimFigures(id=brought.victim_id, acc=0.9, asr=0.9, ra=0.1, seconds=seconds)
+        seen = Record(id=brought.id, cell=brought, status="ok", victim=figures, seconds=1.0)
+        assert Pace([seen], CHECKED).victim(cell("none")) is None
 
 
 def test_a_defense_grows_with_its_images_and_scoring_with_its_rounds() -> None:
