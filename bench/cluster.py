@@ -89,7 +89,7 @@ def start(resources: Sequence[Resources], address: str | None, max_concurrent: i
     """
     os.environ.update(QUIET)
     if address is None:
-        grants = [_local_grant(one, max_concurrent) for one in resources]
+        grants = [local_grant(one, max_concurrent) for one in resources]
         _start_here(grants)
         return grants
     check_address(address)
@@ -171,7 +171,8 @@ def _passed_on() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("IBAU_BENCH_")}
 
 
-def _local_grant(resources: Resources, max_concurrent: int | None) -> Grant:
+def local_grant(resources: Resources, max_concurrent: int | None) -> Grant:
+    """What each cell gets on this machine; ``UserError`` where it has too few CPUs or GPUs."""
     import torch
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from bench.cells import Cell
-from bench.cluster import fits
+from bench.cluster import local_grant
 from bench.estimate import Estimate, Pace, earlier
 from bench.jobs import Job
-from bench.phases import phases
+from bench.phases import Phase
 from bench.preflight import Checked
 from bench.progress import describe, duration
-from bench.spec import Resources, SweepPlan
+from bench.spec import SweepPlan
 
 if TYPE_CHECKING:
     from bench.sweep import Options
@@ -27,23 +24,32 @@ COMMITTED = Path(__file__).resolve().parents[1] / "results"
 
 
 def lines(
-    plan: SweepPlan, left: Sequence[Cell], victims: Sequence[Cell], checked: Checked, options: Options
+    plan: SweepPlan,
+    left: Sequence[Cell],
+    stages: Sequence[Phase],
+    victims: Sequence[Cell],
+    checked: Checked,
+    options: Options,
 ) -> Iterator[str]:
-    """The lines of ``--dry-run``: ``left`` are the cells without a record, ``victims`` those still to be trained."""
+    """The lines of ``--dry-run``.
+
+    ``left`` are the cells without a record, ``stages`` the same as they run one after the other, ``victims`` those
+    still to be trained. Raises ``UserError``, before the first line, where this machine has no room for a cell.
+    """
+    workers = _workers(stages, options) if left else []
     records = earlier(dict.fromkeys((options.out, COMMITTED)))
     pace = Pace(records, checked)
     if plan.parts:
         yield from _parts(plan, left)
     yield from _victims(left, victims, pace)
     yield f"dry run: {len(left)} cells would be computed, {len(victims)} victims trained; nothing was"
-    stages = phases(plan, left)
     if alone := sum(len(one.cells) for one in stages[1:]):
         yield (
             f"{alone} of them run after the others, each alone on a GPU, or without one on a machine, so that their"
             " times can be compared; --set resources.alone=false gives them company"
         )
     totals = [pace.total(one.cells, victims if one is stages[0] else []) for one in stages]
-    yield _estimate(totals, [_workers(one.resources, options) for one in stages], len(records))
+    yield _estimate(totals, workers, len(records))
 
 
 def _parts(plan: SweepPlan, left: Sequence[Cell]) -> Iterator[str]:
@@ -76,20 +82,22 @@ def _victims(left: Sequence[Cell], missing: Sequence[Cell], pace: Pace) -> Itera
 
 
 def _estimate(totals: Sequence[Estimate], workers: Sequence[int], records: int) -> str:
-    """Of phases that run one after the other, each on as many workers."""
-    spans = [total.seconds / count for total, count in zip(totals, workers, strict=True)]
+    """Of phases that run one after the other, each on as many workers; without any, of one worker."""
+    spans = [total.seconds / count for total, count in zip(totals, workers or [1] * len(totals), strict=True)]
     if not any(spans):
         return "no estimate: no record of such cells under --out or in results/"
     unknown = sum(total.unknown for total in totals)
     rest = f"; {unknown} jobs of a kind that no record tells of are left out" if unknown else ""
     where = " and then ".join(f"{count} worker(s)" for count in workers)
+    where = where or "one worker (how many the cluster has is not known before it is joined)"
     return (
         f"estimate: {duration(sum(spans))} on {where}, from {records} earlier records,"
         f" whatever machine they come from{rest}"
     )
 
 
-def _workers(resources: Resources, options: Options) -> int:
-    """How many cells fit at once: on this machine's CPUs, or of those that run alone on its GPUs."""
-    most = torch.cuda.device_count() if resources.alone else fits(os.cpu_count() or 1, resources.cpu)
-    return max(1, min(most, options.max_concurrent or most))
+def _workers(stages: Sequence[Phase], options: Options) -> list[int]:
+    """How many cells of each stage run at once, by what the engine grants here; none where a cluster is joined."""
+    if options.address:
+        return []
+    return [local_grant(one.resources, options.max_concurrent).workers for one in stages]

@@ -13,10 +13,12 @@ from typing import Any, Protocol
 
 import ray
 import torch
+from pydantic import ValidationError
 from ray import tune
 from ray.exceptions import RayError
 from ray.tune.search import Searcher
 
+from adapters.errors import printable
 from bench import cluster
 from bench.cluster import Grant
 from bench.jobs import Job, JobQueue
@@ -24,7 +26,7 @@ from bench.ledger import Ledger
 from bench.memory import keep_freed_pages
 from bench.outbox import Outbox
 from bench.provenance import Commit
-from bench.records import Record, RecordStore
+from bench.records import Record, RecordStore, first_fault
 from bench.run_cell import CellRunner
 from bench.worker import Worker
 
@@ -154,7 +156,11 @@ class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
             return
         status = "ready"
         if job.kind == "cell":
-            record = Record.model_validate_json(result["record"])
+            try:
+                record = Record.model_validate_json(result["record"])
+            except ValidationError as error:  # a plug-in's details may hold what no check foresaw
+                self._fail(job, printable(f"its record cannot be read: {first_fault(error)}"), seconds)
+                return
             status = record.status
             self._write(job, record)
         known = status in ("ready", "ok", "no_trigger_detected", "diverged", "timeout")

@@ -35,22 +35,29 @@ class Mirror:
         self.remote, self._folder = remote, folder
         self._pictures: set[str] = set()
         """Known to be there."""
+        self._failed: set[str] = set()
+        """Cells of which the remote, when last pulled, had only a failure."""
 
     @property
     def address(self) -> str:
         return self.remote.address
 
     def pull(self, store: RecordStore) -> int:
-        """Bring what the remote has and ``store`` lacks; returns how many records that were."""
+        """Bring what the remote has and ``store`` lacks; returns how many records that were.
+
+        Objects are read but for those of cells that the remote's ``records.jsonl`` has a success of.
+        """
         make_folder(self._folder)
         known = {record.id: record for record in store.read(repair=True)}
         names = self.remote.names(OBJECTS)
         before = dict(known)
-        for record in self._records((self.remote.read(FILE) or b"").splitlines()):
+        listed = list(self._records((self.remote.read(FILE) or b"").splitlines()))
+        settled = {record.id for record in listed if record.status != "failed"}
+        wanted = [name for name in sorted(names) if _is_wanted(name, settled)]
+        objects = list(self._records(self.remote.read_all(f"{OBJECTS}/{name}" for name in wanted)))
+        for record in (*listed, *objects):
             _take(known, record)
-        wanted = [name for name in sorted(names) if _is_wanted(name, known)]
-        for record in self._records(self.remote.read_all(f"{OBJECTS}/{name}" for name in wanted)):
-            _take(known, record)
+        self._failed = {record.id for record in objects if record.status == "failed"}
         new = [record for name, record in known.items() if before.get(name) is not record]
         self._pull_pictures()
         store.extend(new)
@@ -58,9 +65,16 @@ class Mirror:
         return len(new)
 
     def catch_up(self, store: RecordStore) -> int:
-        """Send the records of ``store`` that the remote lacks, from a run that could not; returns how many."""
+        """Send the records of ``store`` that the remote lacks, from a run that could not; returns how many.
+
+        After a ``pull`` also those that did not fail, where the remote has a failure.
+        """
         there = self.remote.names(OBJECTS)
-        lacking = [record for record in store.read() if _name(record) not in there]
+        lacking = [
+            record
+            for record in store.read()
+            if _name(record) not in there or (record.id in self._failed and record.status != "failed")
+        ]
         for record in lacking:
             self.send(record)
         return len(lacking)
@@ -74,6 +88,7 @@ class Mirror:
                 self.remote.write(f"{pictures.FOLDER}/{name}", path.read_bytes())
                 self._pictures.add(name)
         self.remote.write(f"{OBJECTS}/{_name(record)}", stored.line())
+        self._failed.discard(record.id)
 
     def push(self) -> None:
         """Put ``records.jsonl``, ``sweep.json``, ``ledger.json`` and the report; what another machine put goes."""
@@ -126,10 +141,10 @@ def _name(record: Record) -> str:
     return f"{record.id}.json"
 
 
-def _is_wanted(name: str, known: dict[str, Record]) -> bool:
-    """Whether the object may say something new: its record is not known, or failed."""
+def _is_wanted(name: str, settled: set[str]) -> bool:
+    """Whether the object is a record's, and of none of the cells ``settled``."""
     match = _OBJECT.fullmatch(name)
-    return match is not None and (match[1] not in known or known[match[1]].status == "failed")
+    return match is not None and match[1] not in settled
 
 
 def _take(known: dict[str, Record], record: Record) -> None:

@@ -65,7 +65,7 @@ class TriggerFigures(TriggerScores):
 class VictimFigures(_Row):
     """The poisoned model before any defense. ``seconds``: its training; null for one from a checkpoint.
 
-    ``asr`` and ``ra`` are null for a clean model.
+    In older records that is 0. ``asr`` and ``ra`` are null for a clean model.
     """
 
     id: str
@@ -172,18 +172,33 @@ class Record(_Row):
 
 
 def jsonable(value: Any) -> Any:
-    """``value`` as plain JSON: numbers of numpy or torch as Python's, NaN and infinities as null, the rest as text."""
+    """``value`` as plain JSON: numbers of numpy or torch as Python's, NaN and infinities as null, the rest as text.
+
+    A lone surrogate in a text (what ``os.fsdecode`` makes of a stray byte), which cannot be read back, becomes ``?``.
+    """
     if isinstance(value, Mapping):
-        return {str(key): jsonable(item) for key, item in value.items()}
+        return {_encodable(str(key)): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [jsonable(item) for item in value]
-    if value is None or isinstance(value, str | bool | int):
+    if isinstance(value, str):
+        return _encodable(value)
+    if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if hasattr(value, "tolist"):
         return jsonable(value.tolist())
-    return str(value)
+    return _encodable(str(value))
+
+
+def _encodable(text: str) -> str:
+    return text.encode(errors="replace").decode()
+
+
+def first_fault(error: ValidationError) -> str:
+    """The key, where there is one, and what is wrong with it."""
+    fault = error.errors(include_url=False, include_input=False)[0]
+    return ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"])))
 
 
 class Objects(NamedTuple):
@@ -308,9 +323,7 @@ class RecordStore:
             if not _is_object(line):
                 return None
             _check_version(json.loads(line).get("schema"), where)
-            fault = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in fault["loc"])
-            raise UserError(f"{where}: {key}: {fault['msg']}; expected a record of this program") from error
+            raise UserError(f"{where}: {first_fault(error)}; expected a record of this program") from error
         told = "schema_version" in record.model_fields_set
         _check_version(record.schema_version if told else None, where)
         return record

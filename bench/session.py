@@ -60,23 +60,24 @@ class Session:
         left = self._left()
         if options.dry_run:
             return self._dry_run(left)
-        manifest.write(plan, self._folder)
-        if self._mirror:
-            self._mirror.push_manifest()
         if not left:
+            self._write_manifest()
             self._say(f"nothing to compute: all {len(plan.cells)} cells have their record in {self._store.path}")
             return self._end()
         if options.address:
             cluster.check_address(options.address)
+        manifest.read(self._folder)  # one that is none is told now
         preflight.check_names(plan)
         parts = self._phases(left)
         starting = cluster.ClusterStart([one.resources for one in parts], options.address, options.max_concurrent)
         try:
             starting.start()
             checked = preflight.check_data(plan, options.cache)
-            return self._compute(parts, checked, starting.wait())
+            grants = starting.wait()
+            self._write_manifest()  # not before: a command that is refused is not told of in the report
+            return self._compute(parts, checked, grants)
         except KeyboardInterrupt:
-            done = len(plan.cells) - len(self._left())
+            done = len({record.id for record in self._store.read()} & {cell.id for cell in plan.cells})
             self._say(
                 f"interrupted with {done} of {len(plan.cells)} cells recorded; the same command goes on from here"
             )
@@ -92,13 +93,19 @@ class Session:
         went = 0 if self._options.dry_run else self._mirror.catch_up(self._store)
         self._say(f"{self._mirror.address}: {came} records came from there, {went} went; working in {self._folder}")
 
+    def _write_manifest(self) -> None:
+        manifest.write(self._plan, self._folder)
+        if self._mirror:
+            self._mirror.push_manifest()
+
     def _left(self) -> list[Cell]:
-        """Cells without a record. Failed ones have one, unless they are to be retried."""
+        """Cells without a record. Failed ones have one, unless they are to be retried: a run then drops it."""
         records = {record.id: record for record in self._store.read(repair=not self._options.dry_run)}
         failed = [cell.id for cell in self._plan.cells if cell.id in records and records[cell.id].status == "failed"]
-        if failed and self._options.retry_failed and not self._options.dry_run:
-            self._store.drop(failed)
+        if failed and self._options.retry_failed:
             gone = set(failed)
+            if not self._options.dry_run:
+                self._store.drop(gone)
             records = {name: record for name, record in records.items() if name not in gone}
         elif failed:
             self._say(f"{len(failed)} cells failed in an earlier run; --retry-failed runs them again")
@@ -108,9 +115,9 @@ class Session:
     def _dry_run(self, left: Sequence[Cell]) -> int:
         preflight.check_names(self._plan)
         checked = preflight.check_data(self._plan, self._options.cache)
-        for line in dry_run.lines(self._plan, left, self._victims_to_train(left, checked), checked, self._options):
+        stages, victims = self._phases(left), self._victims_to_train(left, checked)
+        for line in dry_run.lines(self._plan, left, stages, victims, checked, self._options):
             self._say(line)
-        self._phases(left)
         return 0
 
     def _phases(self, left: Sequence[Cell]) -> list[Phase]:
@@ -205,25 +212,31 @@ class Session:
 
     def _end(self) -> int:
         """Table and report; the status is 1 if a cell of this sweep failed."""
-        from bench import report
-
         ids = {cell.id for cell in self._plan.cells}
         records = [record for record in self._store.read() if record.id in ids]
         width = None if self._console.is_terminal else TABLE_WIDTH
         Console(highlight=False, width=width).print(table(records))
         self._say(outcome(records))
-        page = self._folder / "report.html"
-        times = self._store.path.stat()
-        # Equal, not later: a clock that was set back would leave an old page newer than the records.
-        if not page.exists() or page.stat().st_mtime_ns != times.st_mtime_ns:
-            page = report.build(self._folder)
-            os.utime(page, ns=(times.st_atime_ns, times.st_mtime_ns))
+        self._build_report()
         self._say(f"records: {self._store.path}")
-        self._say(f"report:  {page}")
+        self._say(f"report:  {self._folder / 'report.html'}")
         if self._mirror:
             self._mirror.push()
             self._say(f"both are at {self._mirror.address} too")
         return int(any(record.status == "failed" for record in records))
+
+    def _build_report(self) -> None:
+        """Make the report, unless there is one of these very records and manifest: its pages bear their times."""
+        from bench import report
+
+        sources = {"report.html": self._store.path, "report.md": self._folder / manifest.FILE}
+        times = {self._folder / page: source.stat() for page, source in sources.items()}
+        # Equal, not later: a clock that was set back would leave an old page newer than what it is made from.
+        if all(page.exists() and page.stat().st_mtime_ns == of.st_mtime_ns for page, of in times.items()):
+            return
+        report.build(self._folder)
+        for page, of in times.items():
+            os.utime(page, ns=(of.st_atime_ns, of.st_mtime_ns))
 
     def _portable(self, record: Record) -> Record:
         return portable_record(record, self._plan.folders)

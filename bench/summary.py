@@ -1,18 +1,22 @@
-"""The table a sweep ends with: means over the cells that share a defense, and those that share a value of an axis."""
+"""The table a sweep ends with: means over the cells that share a defense, and those that share a value of an axis.
+
+What is scored, and what no mean may mix, is as in the report.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from bench.cells import ImageTrigger, NamedTrigger, title
 from bench.records import Record
+from bench.report.groups import Group, groups
+from bench.report.rows import Row, from_record
 
-SCORED = ("ok", "no_trigger_detected", "timeout")
 METRICS = (
     ("ACC", "acc", 100.0),
     ("ASR", "asr", 100.0),
@@ -25,25 +29,44 @@ MAX_GROUPS = 12
 
 
 def table(records: Sequence[Record]) -> Table:
-    """Mean ± standard deviation over cells, in percent and seconds: over all cells, then along each axis."""
-    scored = [record for record in records if record.status in SCORED and record.acc is not None]
+    """Mean ± standard deviation over cells, in percent and seconds: over all cells, then along each axis.
+
+    Where there are several data sets, contents of one or ways to split it, this is done for each by itself, under its
+    name.
+    """
     view = Table(title="Mean ± standard deviation over cells (%, seconds)", title_justify="left")
     for name in ("axis", "value", "defense", "cells"):
         view.add_column(name, justify="right" if name == "cells" else "left")
     for name, _, _ in METRICS:
         view.add_column(name, justify="right")
-    names = _defense_names(scored)
-    _section(view, "all", [("", scored)], names)
+    by_id = {record.id: record for record in records}
+    parts = [(group.title, _measured(group, by_id)) for group in groups([_row(record) for record in records])]
+    parts = [part for part in parts if part[1]]
+    names = _defense_names([record for _, scored in parts for record in scored])
+    for heading, scored in parts:
+        _section(view, heading if len(parts) > 1 else "all", [("", scored)], names)
+        _sections_by_axis(view, scored, names)
+    return view
+
+
+def _row(record: Record) -> Row:
+    return from_record(record.model_dump(mode="json", by_alias=True, exclude={"rounds", "details", "tsne"}))
+
+
+def _measured(group: Group, records: Mapping[str, Record]) -> list[Record]:
+    return [records[row.id] for row in group.rows if row.measured]
+
+
+def _sections_by_axis(view: Table, scored: Sequence[Record], names: Mapping[str, str]) -> None:
     for axis in _axes(scored):
-        groups: dict[Any, list[Record]] = {}
+        values: dict[Any, list[Record]] = {}
         for record in scored:
             value = _value(record, axis)
             if value is not None:
-                groups.setdefault(value, []).append(record)
-        if len(groups) <= MAX_GROUPS:
-            rows = sorted(groups.items(), key=lambda item: (isinstance(item[0], str), item[0]))
+                values.setdefault(value, []).append(record)
+        if len(values) <= MAX_GROUPS:
+            rows = sorted(values.items(), key=lambda item: (isinstance(item[0], str), item[0]))
             _section(view, axis, [(_show(value), members) for value, members in rows], names)
-    return view
 
 
 def outcome(records: Iterable[Record]) -> str:
@@ -52,15 +75,15 @@ def outcome(records: Iterable[Record]) -> str:
     return ", ".join(f"{count} {status}" for status, count in counts.most_common()) or "no cell"
 
 
-def _section(view: Table, axis: str, groups: Sequence[tuple[str, list[Record]]], names: dict[str, str]) -> None:
-    for value, members in groups:
+def _section(view: Table, axis: str, rows: Sequence[tuple[str, list[Record]]], names: Mapping[str, str]) -> None:
+    for value, members in rows:
         by_defense: dict[str, list[Record]] = {}
         for record in members:
             by_defense.setdefault(names[record.id], []).append(record)
         for name in sorted(by_defense):
-            rows = by_defense[name]
-            cells = [_mean([getattr(row, key) for row in rows], scale) for _, key, scale in METRICS]
-            view.add_row(axis, value, name, str(len(rows)), *cells)
+            own = by_defense[name]
+            cells = [_mean([getattr(record, key) for record in own], scale) for _, key, scale in METRICS]
+            view.add_row(axis, value, name, str(len(own)), *cells)
             axis = value = ""
     view.add_section()
 
@@ -77,7 +100,7 @@ def _mean(values: Sequence[float | None], scale: float) -> str:
 
 
 def _axes(records: Sequence[Record]) -> list[str]:
-    names = ("dataset", "model", "attack", "target", "poison_ratio", "victim", "clean_size", "radius")
+    names = ("model", "attack", "target", "poison_ratio", "victim", "clean_size", "radius")
     return [name for name in names if len({_value(record, name) for record in records} - {None}) > 1]
 
 

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 class Victim:
     """A poisoned model in evaluation mode on its device.
 
-    ``meta`` (JSON-able): how it came about; ``meta["training"]["seconds"]`` is what it cost (0 for a checkpoint).
+    ``meta`` (JSON-able): how it came about; ``meta["training"]["seconds"]`` is what it cost, absent for a checkpoint.
     """
 
     id: str
@@ -39,8 +39,10 @@ class Victim:
     meta: dict[str, Any] = field(repr=False)
 
     @property
-    def seconds(self) -> float:
-        return float(self.meta["training"]["seconds"])
+    def seconds(self) -> float | None:
+        """Of its training; None for one that was not trained here."""
+        training = self.meta.get("training")
+        return None if training is None else float(training["seconds"])
 
 
 class VictimStore:
@@ -148,7 +150,7 @@ class VictimStore:
                 f"cell.victim.checkpoint: {path} has SHA-256 {sha256[:12]}…, and had {cell.victim.digest[:12]}… when"
                 " the sweep was planned; expected a file that stays as it is"
             )
-        meta = {"checkpoint": str(path), "sha256": sha256, "training": {"seconds": 0.0}}
+        meta = {"checkpoint": str(path), "sha256": sha256}
         return Victim(cell.victim_id, _ready(model, device), meta)
 
     def _read(self, cell: Cell, data: ImageTensors, device: torch.device, used: tuple[Attack, ...]) -> Victim:

@@ -48,7 +48,7 @@ class Worker:
 
     def _prepare(self, cell: Cell) -> dict[str, Any]:
         try:
-            return {"work": self._runner.prepare_victim(cell).seconds}
+            return {"work": self._runner.prepare_victim(cell).seconds or 0.0}
         except Exception as error:  # recorded for each cell of this victim
             logger.debug("victim %s failed", cell.victim_id, exc_info=True)
             return {"error": reason(error)}

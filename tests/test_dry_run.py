@@ -11,8 +11,10 @@ from fake_cells import cell, record
 
 from bench import dry_run, estimate, sweep
 from bench.estimate import Pace
+from bench.phases import Phase
 from bench.preflight import Checked
 from bench.records import Record, RecordStore, VictimFigures
+from bench.spec import Resources
 
 CHECKED = Checked(
     {}, {"digits": (3, 32, 32)}, {("digits", "simplified_vgg"): 10.0, ("digits", "wide"): 40.0}, {"digits": (900, 400)}
@@ -35,6 +37,10 @@ def test_training_grows_with_network_epochs_and_copies() -> None:
     checkpoint = {"checkpoint": "x", "trigger": "badnets", "target": 1, "digest": "1"}
     brought = cell("none", victim=checkpoint, attack=None, target=None, poison_ratio=None, training=None)
     assert pace.victim(brought) == 0
+    for seconds in (None, 0.0):  # older records have the latter
+        figures = VictimFigures(id=brought.victim_id, acc=0.9, asr=0.9, ra=0.1, seconds=seconds)
+        seen = Record(id=brought.id, cell=brought, status="ok", victim=figures, seconds=1.0)
+        assert Pace([seen], CHECKED).victim(cell("none")) is None
 
 
 def test_a_defense_grows_with_its_images_and_scoring_with_its_rounds() -> None:
@@ -94,9 +100,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def _dry_run(place: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+def _arguments(place: Path) -> list[str]:
     arguments = [str(place / "all.yaml"), "--data-root", str(place / "data"), "--out", str(place / "runs"), "--dry-run"]
-    assert sweep.main([*arguments, "--cache", str(place / "cache"), "--max-concurrent", "1"]) == 0
+    return [*arguments, "--cache", str(place / "cache"), "--max-concurrent", "1"]
+
+
+def _dry_run(place: Path, capsys: pytest.CaptureFixture[str], *more: str) -> list[str]:
+    assert sweep.main([*_arguments(place), *more]) == 0
     return capsys.readouterr().out.splitlines()
 
 
@@ -129,6 +139,35 @@ def test_an_estimate_adds_what_runs_one_after_the_other() -> None:
     assert "; 3 jobs of a kind that no record tells of are left out" in told
 
 
+@pytest.mark.parametrize(
+    ("resources", "gpus", "workers"),
+    [
+        ({}, 1, 4),  # a quarter of a GPU each
+        ({}, 0, 16),
+        ({"cpu": 2, "gpu": 0}, 1, 8),
+        ({"cpu": 4, "gpu": 0.1}, 1, 4),
+        ({"alone": True}, 0, 1),
+        ({"alone": True}, 2, 2),
+    ],
+)
+def test_an_estimate_counts_the_workers_that_the_engine_grants(
+    resources: dict[str, Any], gpus: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the CPUs that this process may use, which are fewer than the machine's."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    stages = [Phase([], Resources(**resources), [])]
+    assert dry_run._workers(stages, sweep.parse(["x.yaml"])) == [workers]
+    assert dry_run._workers(stages, sweep.parse(["x.yaml", "--max-concurrent", "1"])) == [1]
+    assert dry_run._workers(stages, sweep.parse(["x.yaml", "--address", "host:6379"])) == []
+
+
+def test_a_dry_run_refuses_what_this_machine_has_no_room_for(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep.main([*_arguments(place), "--set", "resources.cpu=999"]) == 2
+    assert "error: resources.cpu: found 999; expected at most " in capsys.readouterr().err
+
+
 def test_a_dry_run_estimates_from_records(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from bench import includes
 
@@ -140,3 +179,5 @@ def test_a_dry_run_estimates_from_records(place: Path, capsys: pytest.CaptureFix
     assert lines[-1].startswith("estimate: 3:"), lines[-1]  # three victims at 60 s, and a little scoring
     assert "on 1 worker(s), from 1 earlier records" in lines[-1]
     assert lines[-1].endswith("; 4 jobs of a kind that no record tells of are left out")
+    joined = _dry_run(place, capsys, "--address", "host:6379")[-1]
+    assert "on one worker (how many the cluster has is not known before it is joined), from 1 earlier" in joined

@@ -181,6 +181,31 @@ def test_one_that_stays_unreachable_ends_the_sweep_and_the_next_one_sends(
     assert json.loads(remote.read_all(remote_names(remote))[0])["id"] == record("none").id
 
 
+@pytest.mark.parametrize("pushed", [False, True])
+def test_a_retried_record_that_found_no_way_takes_the_failures_place_later(
+    tmp_path: Path, address: str, pushed: bool
+) -> None:
+    remote, store = Flaky(address), RecordStore(tmp_path / "a")
+    mirror = store.mirror = Mirror(remote, store.folder)
+    failed, fine = record("none", status="failed"), record("none")
+    put(store, failed, record("ibau", status="failed"))
+    if pushed:
+        mirror.push()
+    store.drop([failed.id])
+    remote.down = True
+    box = Outbox(store)
+    box.put(fine)
+    with pytest.raises(NoRoomError, match="the same command sends them"):
+        box.close()
+    remote.down = False
+    again = Mirror(remote, store.folder)  # another call of the command
+    assert again.pull(store) == 0
+    assert (again.catch_up(store), again.catch_up(store)) == (1, 0)
+    assert Record.model_validate_json(remote.read(f"records/{fine.id}.json") or b"").status == "ok"
+    assert again.pull(store) == again.catch_up(store) == 0
+    assert {one.cell.defense["name"]: one.status for one in store.read()} == {"none": "ok", "ibau": "failed"}
+
+
 def remote_names(remote: Remote) -> list[str]:
     return [f"records/{name}" for name in sorted(remote.names("records"))]
 

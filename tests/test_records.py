@@ -183,3 +183,12 @@ def test_jsonable() -> None:
         {"a": np.float32(0.5), 2: [np.int64(3), math.nan, None], "c": np.array([1.0, math.inf]), "d": Path("x")}
     )
     assert found == {"a": 0.5, "2": [3, None, None], "c": [1.0, None], "d": "x"}
+
+
+def test_a_text_that_no_file_can_hold_is_told_as_far_as_it_goes() -> None:
+    """A file's name with a stray byte, say, wherever a defense puts it."""
+    stray = "x\udcff"
+    found = jsonable({stray: [stray, Path(stray)], "fine": "é→"})
+    assert found == {"x?": ["x?", "x?"], "fine": "é→"}
+    line = record("none").model_copy(update={"details": found, "rounds": (found,)}).line()
+    assert Record.model_validate_json(line).details == found

@@ -1,4 +1,4 @@
-"""How often a job is started again whose worker died: by itself, or with its machine."""
+"""How often a job is started again whose worker died: by itself, or with its machine; reports that cannot be read."""
 
 from __future__ import annotations
 
@@ -92,3 +92,25 @@ def test_a_cell_that_ends_its_workers_is_given_up_whatever_machines_died_before(
         sweep.die(machine)
         dead.add("gone")
     assert sweep.listener.ended == ["failed"]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"schema":1,"details":{"file":"\\udcff"}}', "Invalid JSON: lone leading surrogate"),
+        ("{}", "id: Field required"),
+    ],
+)
+def test_a_record_that_cannot_be_read_is_its_cells_failure_alone(tmp_path: Path, text: str, why: str) -> None:
+    sweep = Sweep(tmp_path)
+    sweep.searcher.suggest("1")
+    lost = sweep.searcher.jobs["1"].key
+    trial: Any = SimpleNamespace(trial_id="1")
+    sweep.recorder.on_trial_start(0, [], trial)
+    sweep.recorder.on_trial_result(0, [], trial, {"record": text, "seconds": 2.0})
+    (record,) = sweep.store.read()
+    assert (record.id, record.status) == (lost, "failed")
+    assert str(record.reason).startswith(f"its record cannot be read: {why}")
+    assert "\n" not in str(record.reason)
+    assert sweep.listener.ended == ["failed"]
+    assert (sweep.queue.running, sweep.queue.cells_left) == ({}, 1)

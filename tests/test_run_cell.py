@@ -26,6 +26,7 @@ from bench.run_cell import CellRunner, _Recent
 from bench.scoring import Scorer
 from bench.seeds import derive_seed
 from bench.splits import split_test
+from bench.worker import Worker
 
 CPU = torch.device("cpu")
 
@@ -209,6 +210,17 @@ def test_a_record_is_complete_and_valid(runner: CellRunner) -> None:
     assert record.provenance is not None
     assert (record.provenance.commit, record.provenance.cells_beside) == ("c0ffee", 0)
     assert len(record.data or "") == 16
+
+
+def test_a_victim_from_a_checkpoint_tells_no_seconds_of_training(runner: CellRunner, tmp_path: Path) -> None:
+    torch.save({"net": Tiny(tiny_sweep.CLASSES, (3, 16, 16)).state_dict()}, tmp_path / "theirs.pth")
+    part = {"checkpoint": str(tmp_path / "theirs.pth"), "trigger": "badnets", "target": 1}
+    one = _cell(attack=None, target=None, poison_ratio=None, training=None, victim=part)
+    record = Record.model_validate_json(runner.run(one).line())
+    assert record.status == "ok", record.reason
+    assert record.victim is not None
+    assert record.victim.seconds is None
+    assert Worker(runner).do({"kind": "victim", "cell": one.model_dump_json()})["work"] == 0
 
 
 def test_rounds_are_scored_and_neither_counted_nor_timed(runner: CellRunner) -> None:

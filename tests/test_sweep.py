@@ -19,7 +19,7 @@ import tiny_sweep
 from fake_cells import cell
 from filelock import FileLock
 
-from bench import cluster, ledger, session, spec, sweep
+from bench import cluster, ledger, manifest, session, spec, sweep
 from bench.cells import Cell
 from bench.jobs import Job, JobQueue
 from bench.ledger import Ledger
@@ -88,6 +88,20 @@ def test_failed_cells_are_kept_unless_asked_for(place: Path, capsys: pytest.Capt
 
 
 @pytest.mark.usefixtures("no_cluster")
+def test_a_dry_run_counts_the_cells_to_be_retried_and_keeps_their_records(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = _fill(place, {"none": "failed"})
+    before = store.path.read_bytes()
+    assert sweep.main(_arguments(place, "--dry-run", "--retry-failed")) == 0
+    said = capsys.readouterr().out
+    assert "2 cells would be computed" in said
+    assert "failed in an earlier run" not in said
+    assert store.path.read_bytes() == before
+    assert not (store.folder / "records.jsonl.superseded").exists()
+
+
+@pytest.mark.usefixtures("no_cluster")
 def test_a_dry_run_writes_no_results(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep.main(_arguments(place, "--dry-run", "--cache", str(place / "cache"))) == 0
     assert "6 cells would be computed, 2 victims trained" in capsys.readouterr().out
@@ -131,6 +145,65 @@ class _Ready:
         return [cluster.Grant(1, 0, 1, 2)]
 
     def stop(self) -> None: ...
+
+
+@pytest.mark.parametrize("setting", ["cell.model=nope", "cell.clean_size=999"])
+def test_what_is_refused_is_not_in_the_manifest(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], setting: str
+) -> None:
+    """Whether its names or its data are at fault."""
+    monkeypatch.setattr(cluster, "ClusterStart", _Ready)
+    assert sweep.main(_arguments(place, "--set", setting)) == 2
+    assert capsys.readouterr().err.startswith(f"error: {setting.partition('=')[0]}: ")
+    assert manifest.read(place / "runs" / "tiny") is None
+
+
+def test_what_is_computed_is_in_the_manifest_before(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench import engine
+
+    def run_sweep(*given: Any) -> None:
+        assert manifest.read(place / "runs" / "tiny") is not None
+        raise _StartedError
+
+    monkeypatch.setattr(cluster, "ClusterStart", _Ready)
+    monkeypatch.setattr(engine, "run_sweep", run_sweep)
+    with pytest.raises(_StartedError):
+        sweep.main(_arguments(place))
+
+
+@pytest.mark.usefixtures("no_cluster")
+def test_the_report_is_made_again_if_the_manifest_says_something_new(place: Path) -> None:
+    store = _fill(place)
+    page, told = store.folder / "report.html", store.folder / "report.md"
+    made: list[int] = []
+    for setting in ("seeds=1", "seeds=1", "resources.cpu=2"):  # the cells are the same
+        assert sweep.main(_arguments(place, "--set", setting)) == 0
+        made.append(page.stat().st_ino)
+    assert made[0] == made[1] != made[2], "not twice for the same"
+    assert "Set on the command line: resources.cpu=2." in told.read_text()
+
+
+@pytest.mark.parametrize("more", [(), ("--retry-failed",)])
+def test_an_interrupt_keeps_what_failed_meanwhile(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    from bench import engine
+
+    store, again = RecordStore(place / "runs" / "tiny"), _cells(place)[0]
+    if more:
+        store.append(Record(id=again.id, cell=again, status="failed", reason="earlier"))
+
+    def run_sweep(*given: Any) -> None:
+        store.append(Record(id=again.id, cell=again, status="failed", reason="meanwhile"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster, "ClusterStart", _Ready)
+    monkeypatch.setattr(engine, "run_sweep", run_sweep)
+    assert sweep.main(_arguments(place, *more)) == session.INTERRUPTED
+    said = capsys.readouterr().out
+    assert "interrupted with 1 of 6 cells recorded" in said
+    assert "failed in an earlier run" not in said
+    assert [record.reason for record in store.read()] == ["meanwhile"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), NoRoomError("no room")])

@@ -1,0 +1,62 @@
+"""The table a sweep ends with: it mixes nothing that the report keeps apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fake_cells import record
+
+from bench.records import Record
+from bench.summary import table
+
+
+def _one(acc: float | None = 0.5, /, *, status: Any = "ok", data: str = "", split: int = 1, **changes: Any) -> Record:
+    made = record("none", status=status, **changes)
+    return made.model_copy(update={"acc": acc, "data": data or None, "split": split})
+
+
+def _rows(records: list[Record]) -> list[tuple[str, ...]]:
+    """Axis, value, cells and ACC of each line."""
+    columns = {str(column.header): list(column.cells) for column in table(records).columns}
+    return list(zip(*(map(str, columns[name]) for name in ("axis", "value", "cells", "ACC")), strict=True))
+
+
+def test_one_data_set_is_told_of_as_a_whole_and_by_its_axes() -> None:
+    found = _rows([_one(0.5), _one(0.7, clean_size=50)])
+    assert found == [
+        ("all", "", "2", "60.0 ± 14.1"),
+        ("clean_size", "50", "1", "70.0"),
+        ("", "150", "1", "50.0"),
+    ]
+
+
+def test_data_sets_are_kept_apart_and_so_are_their_axes() -> None:
+    found = _rows([_one(0.5), _one(0.7, clean_size=50), _one(0.9, dataset="gtsrb")])
+    assert found == [
+        ("digits", "", "2", "60.0 ± 14.1"),
+        ("clean_size", "50", "1", "70.0"),
+        ("", "150", "1", "50.0"),
+        ("gtsrb", "", "1", "90.0"),
+    ]
+
+
+def test_contents_and_splits_are_kept_apart() -> None:
+    contents = [_one(0.5, data="a" * 64), _one(0.7, data="b" * 64, seed=1)]
+    assert [(name, acc) for name, _, _, acc in _rows(contents)] == [
+        ("digits · content aaaaaaaa", "50.0"),
+        ("digits · content bbbbbbbb", "70.0"),
+    ]
+    splits = [_one(0.5), _one(0.7, split=2, seed=1)]
+    assert [(name, acc) for name, _, _, acc in _rows(splits)] == [
+        ("digits · split 1", "50.0"),
+        ("digits · split 2", "70.0"),
+    ]
+
+
+def test_what_the_report_does_not_score_is_in_no_mean() -> None:
+    """A defense that ran out of time among it; nor does a failed cell, which tells no content, make a part."""
+    late, failed = _one(0.1, status="timeout", seed=1), _one(None, status="failed", seed=2, dataset="gtsrb")
+    told = _one(0.7, status="no_trigger_detected", seed=3, data="a" * 64)
+    assert _rows([_one(0.5, data="a" * 64), late, failed, told]) == [("all", "", "2", "60.0 ± 14.1")]
+    assert _rows([late]) == []
+    assert _rows([]) == []
