@@ -52,7 +52,8 @@ class Recipe:
         response_images: the stationarity condition is that of the ``same`` images and labels the outer step uses,
             of the ``first_batch`` with its true labels, as in the notebooks, or of the
             ``carriers`` alone, the images of the outer step that carry δ, at a share of the price.
-        boundary: differentiate the ball-constrained maximiser (``Response.ball``) instead of equation (3).
+        boundary: differentiate the ball-constrained maximiser (``Response.ball``) instead of equation (3); not with
+            ``starts``.
         solver, curvature, mixed, positive: see ``Response``.
         carriers: share of a mini-batch's images that carry δ in the outer loss; 1 in equation (1), 0.01 in the
             notebooks. Several shares divide the outer steps of all rounds into as many phases of one share each.
@@ -113,6 +114,8 @@ class Recipe:
             raise ValueError(
                 f"delta_per: found {self.delta_per!r} with starts; expected 'round': a bank is found once a round"
             )
+        if self.starts and self.boundary:
+            raise ValueError("boundary: found True with starts; expected False: a bank of δ has no one tangent space")
 
     def rate(self, progress: float, step: int = 10**9) -> float:
         """β after this share of all outer steps, in [0, 1), for the ``step``-th step of its method, from 0."""

@@ -260,4 +260,6 @@ def test_unknown_recipe_and_bad_settings_are_refused() -> None:
         replace(REFERENCE_GTSRB, batch_size=0)
     with pytest.raises(ValueError, match=r"delta_per: found 'step' with starts"):
         replace(RECIPES["fast"], delta_per="step")
+    with pytest.raises(ValueError, match="boundary: found True with starts"):
+        replace(RECIPES["fast"], implicit=True, boundary=True)
     assert isinstance(REFERENCE.solver, FixedPoint)
