@@ -191,8 +191,8 @@ class _Run:
         while len(steps) < planned and not self.stopped:
             if self._agreed(out_of_time()):
                 self._stop("timeout", "the time limit was reached before all rounds were done")
-                if self.guard and self.taken > self._sound[0]:  # the steps since its last look
-                    self._look(steps, undone)
+                if self.guard and self.taken > self._sound[0]:  # the steps since its last look; none come after
+                    self._look(steps, undone, to_come=0.0)
                 break
             batch = batches[len(steps) % len(batches)]
             step = self._outer_step(batch, shared or self._ascend([batch]), first, self._progress(planned))
@@ -240,7 +240,7 @@ class _Run:
         """Share of all outer steps that are done, in [0, 1]."""
         return self.taken / (planned * self.recipe.rounds)
 
-    def _look(self, steps: list[StepReport], undone: list[StepReport], to_come: float = 1.0) -> Verdict:
+    def _look(self, steps: list[StepReport], undone: list[StepReport], to_come: float) -> Verdict:
         """Have the guard check; steps that it undoes go from ``steps`` to ``undone``."""
         assert self.guard is not None
         verdict = self.guard.check(to_come)

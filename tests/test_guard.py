@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -87,6 +88,21 @@ def test_undone_steps_are_taken_again_at_a_smaller_rate(rounds: int) -> None:
     with torch.no_grad():
         assert float((outcome.model(images).argmax(dim=1) == labels).float().mean()) > 0.8
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), outcome.model.parameters(), strict=True))
+
+
+def test_what_a_time_limit_leaves_may_have_lost_no_more_than_a_run_may_in_the_end() -> None:
+    """Steps that lost more than that, which later ones might have won back, had the time not run out."""
+    model, (images, _) = tiny(torch.float32), clean_set(200, torch.float32)
+    with torch.no_grad():
+        labels = model(images).argmax(dim=1)
+    recipe = replace(
+        FAST, outer_lr=0.1, guard=GuardSettings(every=15, loss_rise=math.inf, accuracy_drop=1.0, final_drop=0.0)
+    )
+    asked = iter([False] * 5 + [True])
+    outcome = IBAU(L2Ball(1.0), recipe).unlearn(model, images, labels, out_of_time=lambda: next(asked))
+    assert outcome.status == "timeout"
+    assert (outcome.rounds[0].steps, outcome.rounds[0].undone) == (0, 5)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), outcome.model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("recipe", [FAST, replace(FAST, schedule="constant", warmup=1), PAPER])
