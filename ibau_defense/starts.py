@@ -301,7 +301,7 @@ def _far(gradient: Tensor, reach: Tensor, ball: Ball) -> Tensor:
     """(K, C, H, W): all steps of starts on the entire image together, along this gradient."""
     if isinstance(ball, LinfBall):
         return 2.5 * reach * gradient.sign()
-    norms = gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny).view(-1, 1, 1, 1)
+    norms: Tensor = gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny).view(-1, 1, 1, 1)
     return 2.5 * reach * gradient / norms
 
 
@@ -317,27 +317,43 @@ def _climb(
     *,
     look: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(K,) mean loss and (K, C, H, W) gradient of each δ on its own images; the gradient is zero for a ``look``."""
-    each = len(images) // len(delta)
-    group = max(1, micro_batch // each) if micro_batch else len(delta)
+    """(K,) mean loss and (K, C, H, W) gradient of each δ on its own images; the gradient is zero for a ``look``.
+
+    One pass is of several δ with all of their images, or of a part of one's where these are more than ``micro_batch``.
+    """
+    each, most = len(images) // len(delta), micro_batch or len(images)
+    group = max(1, most // each)
     own = slice(0, len(delta)) if ranks is None else ranks.share(len(delta))
     harm, gradient = torch.zeros_like(delta[:, 0, 0, 0]), torch.zeros_like(delta)
     for start in range(own.start, own.stop, group):
         stop = min(start + group, own.stop)
-        part = slice(start * each, stop * each)
-
-        def work(point: Tensor, images: Tensor, labels: Tensor) -> list[Tensor]:
-            return _harm(network, images, labels, point, theta, clip)
-
-        inputs = (delta[start:stop], images[part], labels[part])
-        if look:
-            with torch.no_grad():
-                harm[start:stop] = _losses(network, inputs[1], inputs[2], inputs[0], theta, clip)
-            continue
-        count, graphs = (stop - start) * each, network.graphs
-        found = graphs.run(("starts", clip), work, inputs, theta, (count, count)) if graphs else work(*inputs)
-        harm[start:stop], gradient[start:stop] = found
+        whole = slice(start * each, stop * each)
+        for first in range(whole.start, whole.stop, most):
+            part = slice(first, min(first + most, whole.stop))
+            inputs = (delta[start:stop], images[part], labels[part])
+            losses, slope = _pass(network, inputs, theta, clip, look=look)
+            share = (part.stop - part.start) / (whole.stop - whole.start)
+            harm[start:stop] += share * losses
+            if slope is not None:
+                gradient[start:stop] += share * slope
     return (harm, gradient) if ranks is None else tuple(ranks.sum([harm, gradient]))  # type: ignore[return-value]
+
+
+def _pass(
+    network: Network, inputs: tuple[Tensor, Tensor, Tensor], theta: Theta, clip: bool, *, look: bool
+) -> tuple[Tensor, Tensor | None]:
+    """(K,) mean losses of δ, images and labels, and their gradient, replayed where passes are recorded."""
+
+    def work(point: Tensor, images: Tensor, labels: Tensor) -> list[Tensor]:
+        return _harm(network, images, labels, point, theta, clip)
+
+    delta, images, labels = inputs
+    if look:
+        with torch.no_grad():
+            return _losses(network, images, labels, delta, theta, clip), None
+    count, graphs = len(images), network.graphs
+    found = graphs.run(("starts", clip), work, inputs, theta, (count, count)) if graphs else work(*inputs)
+    return found[0], found[1]
 
 
 def _harm(network: Network, images: Tensor, labels: Tensor, delta: Tensor, theta: Theta, clip: bool) -> list[Tensor]:

@@ -153,15 +153,20 @@ class _Run:
         if self.ranks:
             self.ranks.check_same("model", self.network.theta)
             self.ranks.check_same("images, labels", [self.images, labels])
+        held: Tensor | None = None
         if recipe.guard and len(images):
             kept, held = (index.to(images.device) for index in hold_back(recipe.guard, labels, self.generator))
-            self.guard = Guard(recipe.guard, self.network, self.optimizer, self.images[held], labels[held], self.ranks)
             self.images, self.labels = self.images[kept], labels[kept]
         recipe.check_images(len(self.images))
         self.search = Search(recipe.starts, self.images.shape[1:], self.generator) if recipe.starts else None
         largest = max(recipe.batch_size or len(self.images), self.search.largest if self.search else 0)
         probe = UniversalLoss(self.network, self.images[:2], self.labels[:2], clip=recipe.clip)
         self.micro_batch = ibau.micro_batch or micro_batch(probe, largest)
+        if recipe.guard and held is not None:
+            self.guard = Guard(
+                recipe.guard, self.network, self.optimizer, images.detach()[held], labels[held], self.ranks,
+                micro_batch=self.micro_batch,
+            )  # fmt: skip
         self.network.graphs = graphs_for(images.device, policy, ibau.tally) if ibau.cuda_graphs else None
 
     @property
@@ -318,15 +323,21 @@ class _Run:
         objectives: list[Objective] = []
         for images, labels in batches:
             if recipe.ascent_labels == "predicted":
-                with torch.no_grad():
-                    own = self.ranks.share(len(labels)) if self.ranks else slice(0, len(labels))
-                    labels = labels.clone()  # those of other ranks' images go unread here
-                    if own.start < own.stop:
-                        labels[own] = self.network(images[own], theta).argmax(dim=1)
+                labels = self._predicted(images, labels)
             objectives.append(self._loss(images, labels, penalty=recipe.penalty))
         settings = recipe.ascent if recipe.ascent.steps else replace(recipe.ascent, steps=len(batches))
         start = torch.zeros_like(self.images[0])
         return ascend(objectives, theta, start, self.ibau.ball, settings)
+
+    @torch.no_grad()
+    def _predicted(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The model's own labels; those of other ranks' images stay as they are and go unread."""
+        own = self.ranks.share(len(labels)) if self.ranks else slice(0, len(labels))
+        labels, most = labels.clone(), self.micro_batch or len(labels)
+        for start in range(own.start, own.stop, most):
+            part = slice(start, min(start + most, own.stop))
+            labels[part] = self.network(images[part], self.network.theta).argmax(dim=1)
+        return labels
 
     def _many(self, search: Search) -> AscentResult:
         """This round's bank; harm all over the image changes how the outer steps go (``Sharp``).

@@ -29,13 +29,14 @@ class Shifted(nn.Module):
         return torch.stack([score, torch.full_like(score, -1e-6)], dim=1)
 
 
-def watched(count: int = 100) -> tuple[Shifted, Guard]:
+def watched(count: int = 100, micro_batch: int | None = None) -> tuple[Shifted, Guard]:
     """A model that starts at an accuracy of 1 on ``count`` images, and its guard."""
     images = torch.linspace(0, 1, count).view(-1, 1, 1, 1)
     model = Shifted()
     network = Network(model)
     optimizer = torch.optim.SGD(network.module.parameters(), lr=1.0)
-    return network.module, Guard(SETTINGS, network, optimizer, images, torch.zeros(count, dtype=torch.int64))  # type: ignore[return-value]
+    labels = torch.zeros(count, dtype=torch.int64)
+    return network.module, Guard(SETTINGS, network, optimizer, images, labels, micro_batch=micro_batch)  # type: ignore[return-value]
 
 
 def lose(model: Shifted, share: float) -> None:
@@ -65,6 +66,16 @@ def test_steps_that_win_accuracy_back_stand_however_little() -> None:
     lose(model, 0.32)
     assert not guard.check(0.0).sound
     assert guard.lost == pytest.approx(0.3, abs=0.011)
+
+
+def test_micro_batches_do_not_change_a_verdict() -> None:
+    verdicts = []
+    for micro_batch in (None, 7, 1000):
+        model, guard = watched(600, micro_batch)
+        lose(model, 0.3)
+        verdicts.append(guard.check(1.0))
+    assert [verdict.accuracy for verdict in verdicts] == [verdicts[0].accuracy] * 3
+    assert [verdict.loss for verdict in verdicts] == pytest.approx([verdicts[0].loss] * 3)
 
 
 def test_one_image_of_few_is_no_reason_to_undo() -> None:

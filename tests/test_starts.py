@@ -158,9 +158,12 @@ def test_a_step_that_is_not_finite_is_not_taken() -> None:
     assert not found.delta.any()
 
 
-def test_micro_batches_do_not_change_the_bank() -> None:
-    settings = MultiStart(side=0.5, images=2)
-    torch.testing.assert_close(bank(settings).delta, bank(settings, micro_batch=3).delta)
+@pytest.mark.parametrize("most", [1, 2, 3, 7, 100])
+def test_micro_batches_do_not_change_the_bank(most: int) -> None:
+    settings = MultiStart(side=0.5)
+    whole, parts = bank(settings, each=3), bank(settings, each=3, micro_batch=most)
+    torch.testing.assert_close(whole.delta, parts.delta)
+    torch.testing.assert_close(whole.harm, parts.harm)
 
 
 def test_the_survey_finds_the_planted_patch() -> None:

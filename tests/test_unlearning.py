@@ -201,6 +201,17 @@ def test_micro_batches_do_not_change_the_result() -> None:
         assert torch.allclose(a, b, atol=1e-9)
 
 
+@pytest.mark.parametrize("most", [1, 2, 7])
+@pytest.mark.parametrize("recipe", ["fast", "reference"])
+def test_no_pass_takes_more_than_a_micro_batch(recipe: str, most: int) -> None:
+    """Outer steps, ascents, the starts of a survey, predicted labels, and what the guard holds back."""
+    model, (images, labels) = tiny(), clean_set(100)
+    seen: list[int] = []
+    model.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    IBAU(L2Ball(1.0), recipe, rounds=1, micro_batch=most).unlearn(model, images, labels)
+    assert max(seen) == most
+
+
 def test_a_time_limit_returns_what_there_is() -> None:
     model, (images, labels) = tiny(), clean_set(200)
     asked = iter([False, True])
