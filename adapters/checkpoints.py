@@ -152,17 +152,14 @@ def _stand_ins() -> contextlib.AbstractContextManager[object]:
     """Let files through that hold numpy arrays or paths beside the weights, without building either.
 
     BackdoorBench's do. Allowing numpy's own functions would hand them bytes of the file's choosing, so each name is
-    bound to an empty class instead. torch before 2.5 has no such switch that ends with the block: it refuses the file.
+    bound to an empty class instead.
     """
-    scope = getattr(torch.serialization, "safe_globals", None)
-    if scope is None:
-        return contextlib.nullcontext()
     names = [(package, name) for package in ("pathlib", "pathlib._local") for name in _PATHS]
     names += [(f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")]
     names += [("numpy", "ndarray"), ("numpy", "dtype")]
-    stand_ins = [type(name, (_StandIn,), {"__module__": package, "__qualname__": name}) for package, name in names]
-    context: contextlib.AbstractContextManager[object] = scope(stand_ins)
-    return context
+    return torch.serialization.safe_globals(
+        [type(name, (_StandIn,), {"__module__": package, "__qualname__": name}) for package, name in names]
+    )
 
 
 _PATHS = ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
