@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ibau_defense.ascent import AscentResult, ascend
 from ibau_defense.balls import Ball, L2Ball
+from ibau_defense.clean_set import check_clean_set
 from ibau_defense.cuda import computing, graphs_for, micro_batch, precision
 from ibau_defense.diagnostics import RoundReport, StepReport, summarise
 from ibau_defense.graphs import Tally
@@ -111,8 +112,9 @@ class IBAU:
 
         Raises:
             ValueError: no images, or a share of carriers that leaves some mini-batch without any image carrying δ:
-                such a step would train on clean images only and look like unlearning. With ``group``, also where
-                the ranks' models or images differ.
+                such a step would train on clean images only and look like unlearning. Images or labels of another
+                type, not as many of them, pixels that are NaN or outside [0, 1]. With ``group``, also where the ranks'
+                models or images differ.
         """
         with computing(precision(images.device, reduced=self.settings().autocast), images.device):
             run = _Run(self, self.settings(), model, images, labels)
@@ -153,6 +155,7 @@ class _Run:
         if self.ranks:
             self.ranks.check_same("model", self.network.theta)
             self.ranks.check_same("images, labels", [self.images, labels])
+        check_clean_set(self.images, labels)  # after the ranks have the same one: all of them refuse it, or none
         held: Tensor | None = None
         if recipe.guard and len(images):
             kept, held = (index.to(images.device) for index in hold_back(recipe.guard, labels, self.generator))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_unlearning import clean_set, tiny
+from test_unlearning import Rooted, clean_set, tiny
 from torch import Tensor, nn
 
 from ibau_defense import IBAU, L2Ball, Network
@@ -125,17 +125,6 @@ def test_the_rates_to_come_are_the_share_of_their_sum(recipe: Recipe) -> None:
 
 
 def test_a_run_without_one_finite_hypergradient_is_not_ok() -> None:
-    """The derivative of a square root at zero: a model that works and cannot be descended."""
-
-    class Rooted(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.base, self.nothing = tiny(torch.float32), nn.Parameter(torch.zeros(()))
-
-        def forward(self, images: Tensor) -> Tensor:
-            logits: Tensor = self.base(images)
-            return logits + self.nothing.sqrt()
-
     images, labels = clean_set(40, torch.float32)
-    outcome = IBAU(L2Ball(1.0), replace(FAST, rounds=1)).unlearn(Rooted().eval(), images, labels)
+    outcome = IBAU(L2Ball(1.0), replace(FAST, rounds=1)).unlearn(Rooted(torch.float32).eval(), images, labels)
     assert (outcome.status, outcome.reason) == ("diverged", "no hypergradient was finite; no step was taken")

@@ -220,12 +220,50 @@ def test_a_time_limit_returns_what_there_is() -> None:
     assert outcome.rounds[0].steps == 1
 
 
+class Rooted(nn.Module):
+    """A model that works and cannot be descended: the derivative of a square root at zero."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.base, self.nothing = tiny(dtype), nn.Parameter(torch.zeros((), dtype=dtype))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.base(images)
+        return logits + self.nothing.sqrt()
+
+
 def test_a_gradient_that_is_not_finite_is_not_taken() -> None:
-    model, (images, labels) = tiny(), clean_set(20)
-    images[0, 0, 0, 0] = float("nan")
+    model, (images, labels) = Rooted(torch.float64).eval(), clean_set(20)
     outcome = IBAU(recipe="paper").unlearn(model, images, labels)
     assert outcome.status == "diverged"
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), outcome.model.parameters(), strict=True))
+
+
+IMAGES, LABELS = clean_set(10)
+WITH_NAN = IMAGES.clone().index_fill_(0, torch.tensor([3]), math.nan)
+WRONG_SETS = {
+    "labels missing": (IMAGES, LABELS[:9], r"labels: found 9; expected one for each of 10 images"),
+    "bytes": ((IMAGES * 255).to(torch.uint8), LABELS, r"images: found torch\.uint8; expected a floating-point type"),
+    "levels of 255": (IMAGES * 255, LABELS, r"images: found values from .* to 25\d.*; expected all of them in"),
+    "standardised": (IMAGES - 0.5, LABELS, r"images: found values from -0\.49\d* to 0\.49"),
+    "NaN": (WITH_NAN, LABELS, r"images: found values from nan to nan; expected all of them in \[0, 1\]"),
+    "int32": (IMAGES, LABELS.int(), r"labels: found torch\.int32; expected torch\.int64"),
+    "logits": (IMAGES, LABELS.double(), r"labels: found torch\.float64; expected torch\.int64"),
+}
+
+
+@pytest.mark.parametrize("recipe", ["paper", "fast"])
+@pytest.mark.parametrize("name", WRONG_SETS)
+def test_a_clean_set_of_another_kind_is_refused(name: str, recipe: str) -> None:
+    images, labels, message = WRONG_SETS[name]
+    with pytest.raises(ValueError, match=message):
+        IBAU(recipe=recipe).unlearn(tiny(), images, labels)
+
+
+def test_a_rounding_error_beyond_white_is_no_other_kind() -> None:
+    images, labels = clean_set(10)
+    images[0, 0, 0, 0], images[1, 0, 0, 0] = 1 + 5e-7, -5e-7
+    assert IBAU(recipe="paper").unlearn(tiny(), images, labels).status == "ok"
 
 
 def test_danskin_drops_the_implicit_term_and_nothing_else() -> None:
