@@ -138,7 +138,7 @@ class Recipe:
 
     def carried(self, count: int, progress: float = 0.0) -> int:
         """How many of ``count`` images carry δ after this share of all outer steps."""
-        exact = count * self.phases[self.phase(progress)]
+        exact = _exact(count * self.phases[self.phase(progress)])
         return math.ceil(exact) if self.rounding == "up" else int(exact)
 
     def check_images(self, count: int) -> None:
@@ -151,9 +151,20 @@ class Recipe:
         if min(self.carried(last, phase / len(self.phases)) for phase in range(len(self.phases))) == 0:
             raise ValueError(
                 f"carriers: {smallest} of a mini-batch of {last} images is none, so delta would be added to no "
-                f"image; expected a share of at least {1 / last:.3g}, or a clean size ({count}) that is a multiple of "
-                f"a batch size of at least {round(1 / smallest)}"
+                f"image; expected a share of at least {_up(1 / last):g}, or a clean size ({count}) that is a multiple "
+                f"of a batch size of at least {math.ceil(_exact(1 / smallest))}"
             )
+
+
+def _exact(number: float) -> float:
+    """``number`` without the error of a floating-point product: 0.29 of 100 is 29."""
+    return round(number, 9)
+
+
+def _up(share: float) -> float:
+    """The next larger share in (0, 1] of three significant digits."""
+    digits = 2 - math.floor(math.log10(share))
+    return math.ceil(_exact(share * 10.0**digits)) / 10.0**digits
 
 
 PAPER = Recipe()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ibau_defense import IBAU, RECIPES, Ascent, L2Ball, Network, UniversalLoss, ascend
@@ -142,6 +146,27 @@ def test_delta_on_no_image_is_an_error_not_a_no_op(count: int) -> None:
     images, labels = clean_set(200)
     with pytest.raises(ValueError, match="none"):
         IBAU(recipe="reference").unlearn(tiny(), images[:count], labels[:count])
+
+
+@pytest.mark.parametrize(("rounding", "share", "carried"), [("down", 0.29, 29), ("down", 0.57, 57), ("up", 0.07, 7)])
+def test_a_share_of_a_hundred_images_is_its_percents(
+    rounding: Literal["down", "up"], share: float, carried: int
+) -> None:
+    """In floating point they are 28.999999999999996, 56.99999999999999 and 7.000000000000001."""
+    assert replace(REFERENCE, rounding=rounding, carriers=share).carried(100) == carried
+
+
+@given(st.integers(2, 5000))
+def test_the_share_that_is_advised_is_enough(last: int) -> None:
+    recipe = replace(REFERENCE, batch_size=None, carriers=0.9 / last)
+    with pytest.raises(ValueError, match="carriers") as caught:
+        recipe.check_images(last)
+    advised = re.search(r"a share of at least ([\d.e-]+), .* of at least (\d+)$", str(caught.value))
+    assert advised is not None
+    share, size = float(advised[1]), int(advised[2])
+    assert 1 / last <= share <= 1.02 / last
+    replace(recipe, carriers=share).check_images(last)
+    replace(recipe, batch_size=size).check_images(3 * size)
 
 
 @pytest.mark.parametrize("count", [2, 5, 113, 201])
