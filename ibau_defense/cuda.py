@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,6 +30,13 @@ class Precision(NamedTuple):
 
     autocast: torch.dtype | None
     tf32: bool
+
+
+def now(device: torch.device) -> float:
+    """Seconds of ``time.perf_counter`` once ``device`` has done everything asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def precision(device: torch.device, *, reduced: bool) -> Precision:

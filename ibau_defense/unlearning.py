@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ibau_defense.ascent import AscentResult, ascend
 from ibau_defense.balls import Ball, L2Ball
 from ibau_defense.clean_set import check_clean_set
-from ibau_defense.cuda import computing, graphs_for, micro_batch, precision
+from ibau_defense.cuda import computing, graphs_for, micro_batch, now, precision
 from ibau_defense.diagnostics import RoundReport, StepReport, summarise
 from ibau_defense.graphs import Tally
 from ibau_defense.guard import Guard, Verdict, hold_back
@@ -120,8 +120,9 @@ class IBAU:
             run = _Run(self, self.settings(), model, images, labels)
             reports: list[RoundReport] = []
             for index in range(run.recipe.rounds):
+                started = now(images.device)
                 steps, undone = run.round(out_of_time)
-                reports.append(summarise(index, steps, undone))
+                reports.append(summarise(index, steps, undone, now(images.device) - started))
                 if on_round:
                     on_round(run.model(), reports[-1])
                 if run.stopped:

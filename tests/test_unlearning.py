@@ -6,7 +6,7 @@ import copy
 import math
 import re
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ibau_defense import IBAU, RECIPES, Ascent, L2Ball, Network, UniversalLoss, ascend
-from ibau_defense.guard import GuardSettings
+from ibau_defense import IBAU, RECIPES, Ascent, L2Ball, Network, UniversalLoss, ascend, unlearning
+from ibau_defense.ascent import AscentResult
+from ibau_defense.guard import Guard, GuardSettings, Verdict
 from ibau_defense.recipes import PAPER, REFERENCE, REFERENCE_GTSRB, Recipe
 from ibau_defense.solvers import ConjugateGradient, FixedPoint
 
@@ -289,6 +290,27 @@ def test_a_rounding_error_beyond_white_is_no_other_kind() -> None:
     images, labels = clean_set(10)
     images[0, 0, 0, 0], images[1, 0, 0, 0] = 1 + 5e-7, -5e-7
     assert IBAU(recipe="paper").unlearn(tiny(), images, labels).status == "ok"
+
+
+def test_a_rounds_seconds_are_those_of_its_ascent_and_guard_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that stands still but while one of these works: ten seconds an ascent, one a look of the guard."""
+    clock, plain_ascent, plain_check = [0.0], ascend, Guard.check
+
+    def slow_ascent(*args: Any) -> AscentResult:
+        clock[0] += 10
+        return plain_ascent(*args)
+
+    def slow_check(guard: Guard, *args: Any) -> Verdict:
+        clock[0] += 1
+        return plain_check(guard, *args)
+
+    monkeypatch.setattr(unlearning, "now", lambda device: clock[0])
+    monkeypatch.setattr(unlearning, "ascend", slow_ascent)
+    monkeypatch.setattr(Guard, "check", slow_check)
+    images, labels = clean_set(40)
+    recipe = replace(PAPER, batch_size=20, rounds=2, guard=GuardSettings(every=5, loss_rise=math.inf))
+    outcome = IBAU(L2Ball(0.1), recipe).unlearn(tiny(), images, labels)
+    assert [report.seconds for report in outcome.rounds] == [2 * 10 + 1] * 2
 
 
 def test_danskin_drops_the_implicit_term_and_nothing_else() -> None:
