@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import re
 from dataclasses import replace
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from ibau_defense import IBAU, RECIPES, Ascent, L2Ball, Network, UniversalLoss, ascend, unlearning
 from ibau_defense.ascent import AscentResult
+from ibau_defense.diagnostics import StepReport, summarise
 from ibau_defense.guard import Guard, GuardSettings, Verdict
 from ibau_defense.recipes import PAPER, REFERENCE, REFERENCE_GTSRB, Recipe
 from ibau_defense.solvers import ConjugateGradient, FixedPoint
@@ -311,6 +313,21 @@ def test_a_rounds_seconds_are_those_of_its_ascent_and_guard_too(monkeypatch: pyt
     recipe = replace(PAPER, batch_size=20, rounds=2, guard=GuardSettings(every=5, loss_rise=math.inf))
     outcome = IBAU(L2Ball(0.1), recipe).unlearn(tiny(), images, labels)
     assert [report.seconds for report in outcome.rounds] == [2 * 10 + 1] * 2
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations([0.5, math.nan, 2.0])))
+def test_an_unknown_residual_is_the_worst_in_whatever_order(order: tuple[float, ...]) -> None:
+    step = StepReport(
+        loss=0.0, inner_before=0.0, inner_after=0.0, inner_status="ascended", delta_norm=0.0, direct_norm=0.0,
+        implicit_norm=0.0, angle=0.0, finite=True, solver_status="max_steps",
+    )  # fmt: skip
+    report = summarise(0, [replace(step, residual=value, curvature=value) for value in order])
+    assert math.isnan(report.residual or 0.0)
+    assert math.isnan(report.curvature or 0.0)
+    known = summarise(0, [replace(step, residual=value, curvature=value) for value in order if value == value])
+    assert (known.residual, known.curvature) == (2.0, 0.5)
+    nothing = summarise(0, [replace(step, solver_status=None)])
+    assert (nothing.residual, nothing.curvature) == (None, None)
 
 
 def test_danskin_drops_the_implicit_term_and_nothing_else() -> None:
