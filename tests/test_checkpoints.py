@@ -49,6 +49,8 @@ LAYOUTS = {
     "backdoorbench": backdoorbench,
     "data_parallel": lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
     "compiled": lambda state: {"model": {f"_orig_mod.{name}": tensor for name, tensor in state.items()}},
+    "compiled and parallel": lambda state: {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()},
+    "parallel and compiled": lambda state: {f"module._orig_mod.{name}": tensor for name, tensor in state.items()},
 }
 
 
