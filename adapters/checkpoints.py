@@ -7,6 +7,7 @@ names, paths and numpy arrays), ``{"state_dict": ...}``, a bare state dict, and 
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import re
 import struct
@@ -25,7 +26,8 @@ from adapters.errors import UserError
 
 KEY = "victim.checkpoint"
 NESTED = ("net", "state_dict", "model", "model_state_dict")
-PREFIXES = ("module.", "_orig_mod.")
+WRAPPERS = re.compile(r"(?:module\.|_orig_mod\.)*")
+"""What wrapped modules have before the names of their own, one prefix a wrapper."""
 
 # What torch raises on a file that is not a checkpoint, besides refusing it: the restricted unpickler reads whatever
 # bytes there are as instructions of a small stack machine.
@@ -50,17 +52,18 @@ _UNREADABLE = (
 def load_state(path: Path) -> dict[str, Tensor]:
     """The state dict in ``path``, on the CPU: parameter and buffer names to finite tensors.
 
-    The prefixes that ``DataParallel`` and ``torch.compile`` put before every name are taken off. Raises ``UserError``
-    (one line) for a file that is missing, unreadable, holds anything but plain data, or holds NaN or infinity.
+    The prefixes that ``DataParallel`` and ``torch.compile`` put before every name are taken off, in whatever order.
+    Raises ``UserError`` (one line) for a file that is missing, unreadable, holds anything but plain data, or holds NaN
+    or infinity.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{KEY}: no file at {path}; expected a state dict (.pth, .pt or .safetensors)")
     tree = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     state = _find_state(tree, path)
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    shared = os.path.commonprefix(list(state))  # noqa: RUF071 (letter by letter is what is meant)
+    if wrappers := WRAPPERS.match(shared):  # always: it may be empty
+        state = {name.removeprefix(wrappers[0]): tensor for name, tensor in state.items()}
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{KEY}: {path} holds NaN or infinite values in {name!r}; expected finite weights")
@@ -152,17 +155,14 @@ def _stand_ins() -> contextlib.AbstractContextManager[object]:
     """Let files through that hold numpy arrays or paths beside the weights, without building either.
 
     BackdoorBench's do. Allowing numpy's own functions would hand them bytes of the file's choosing, so each name is
-    bound to an empty class instead. torch before 2.5 has no such switch that ends with the block: it refuses the file.
+    bound to an empty class instead.
     """
-    scope = getattr(torch.serialization, "safe_globals", None)
-    if scope is None:
-        return contextlib.nullcontext()
     names = [(package, name) for package in ("pathlib", "pathlib._local") for name in _PATHS]
     names += [(f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")]
     names += [("numpy", "ndarray"), ("numpy", "dtype")]
-    stand_ins = [type(name, (_StandIn,), {"__module__": package, "__qualname__": name}) for package, name in names]
-    context: contextlib.AbstractContextManager[object] = scope(stand_ins)
-    return context
+    return torch.serialization.safe_globals(
+        [type(name, (_StandIn,), {"__module__": package, "__qualname__": name}) for package, name in names]
+    )
 
 
 _PATHS = ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,6 +30,13 @@ class Precision(NamedTuple):
 
     autocast: torch.dtype | None
     tf32: bool
+
+
+def now(device: torch.device) -> float:
+    """Seconds of ``time.perf_counter`` once ``device`` has done everything asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def precision(device: torch.device, *, reduced: bool) -> Precision:
@@ -62,23 +70,15 @@ def computing(policy: Precision, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def switches(*, tf32: bool) -> Iterator[None]:
-    """Float32 convolutions in TF32 or not, float32 matrix products not; by the switches this torch has."""
-    wanted = {"conv": tf32, "matmul": False}
-    homes: dict[str, Any] = {"conv": torch.backends.cudnn, "matmul": torch.backends.cuda.matmul}
-    names, values = dict.fromkeys(homes, "allow_tf32"), dict[str, Any](wanted)
-    convolutions = getattr(torch.backends.cudnn, "conv", None)
-    if hasattr(convolutions, "fp32_precision"):  # torch 2.9 and later
-        homes["conv"] = convolutions
-        names = dict.fromkeys(homes, "fp32_precision")
-        values = {key: "tf32" if allowed else "ieee" for key, allowed in wanted.items()}
-    before = {key: getattr(home, names[key]) for key, home in homes.items()}
+    """Float32 convolutions in TF32 or not, float32 matrix products not; put back afterwards."""
+    backends: Any = torch.backends  # whose stubs lack the switches
+    convolutions, products = backends.cudnn.conv, backends.cuda.matmul
+    before = convolutions.fp32_precision, products.fp32_precision
     try:
-        for key, home in homes.items():
-            setattr(home, names[key], values[key])
+        convolutions.fp32_precision, products.fp32_precision = "tf32" if tf32 else "ieee", "ieee"
         yield
     finally:
-        for key, home in homes.items():
-            setattr(home, names[key], before[key])
+        convolutions.fp32_precision, products.fp32_precision = before
 
 
 def graphs_for(device: torch.device, policy: Precision, tally: Tally | None = None) -> Graphs | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,8 +28,9 @@ class Figures:
         delta_norm: ‖δ‖ in the ball's norm; the largest where several are carried.
         direct_norm, implicit_norm: ‖∇₂H‖ and ‖(∇δ)ᵀ∇₁H‖ over all parameters; 0 where the term is off.
         angle: between the two terms, degrees in [0, 180]; NaN where one is zero.
-        solver_steps, residual, curvature: the ``Solution``, of a round the worst; None where no system was solved.
-        seconds: wall time; of a round, the sum.
+        solver_steps, residual, curvature: the ``Solution``, of a round the worst, NaN where any is; None where no
+            system was solved.
+        seconds: wall time of the outer step alone; of a round, of all of it, the ascent and the guard too.
     """
 
     loss: float
@@ -106,7 +107,7 @@ class RoundReport(Figures):
     Attributes:
         index: which, from 0.
         steps: outer steps done; the other figures are of these.
-        undone: outer steps that the guard undid on the way; ``seconds`` counts them.
+        undone: outer steps that the guard undid on the way; ``seconds`` has theirs too.
         solver_status: how often solves ended in each way.
     """
 
@@ -120,7 +121,9 @@ class RoundReport(Figures):
         return {key: _finite_or_none(value) for key, value in asdict(self).items()}
 
 
-def summarise(index: int, steps: Sequence[StepReport], undone: Sequence[StepReport] = ()) -> RoundReport:
+def summarise(
+    index: int, steps: Sequence[StepReport], undone: Sequence[StepReport] = (), seconds: float = 0.0
+) -> RoundReport:
     """The report of a round from its steps (none where the time ran out before the first, or all were undone)."""
     solved = [step for step in steps if step.solver_status is not None]
     return RoundReport(
@@ -131,10 +134,17 @@ def summarise(index: int, steps: Sequence[StepReport], undone: Sequence[StepRepo
         inner_status=Counter(step.inner_status for step in steps).most_common(1)[0][0] if steps else "none",
         solver_status=dict(Counter(str(step.solver_status) for step in solved)),
         solver_steps=max((step.solver_steps or 0 for step in solved), default=None),
-        residual=max((step.residual or 0.0 for step in solved), default=None),
-        curvature=min((step.curvature or 0.0 for step in solved), default=None),
-        seconds=sum(step.seconds for step in (*steps, *undone)),
+        residual=_worst(max, [step.residual or 0.0 for step in solved]),
+        curvature=_worst(min, [step.curvature or 0.0 for step in solved]),
+        seconds=seconds,
     )
+
+
+def _worst(pick: Callable[[Sequence[float]], float], values: Sequence[float]) -> float | None:
+    """NaN where any of them is, in whatever order; None of none."""
+    if any(math.isnan(value) for value in values):
+        return math.nan
+    return pick(values) if values else None
 
 
 def _median(values: Sequence[float]) -> float:

@@ -13,6 +13,9 @@ from torch import Tensor
 from ibau_defense.objective import Network
 from ibau_defense.parallel import Ranks
 
+MOST = 512
+"""Held-back images in one pass."""
+
 
 @dataclass(frozen=True)
 class GuardSettings:
@@ -56,6 +59,7 @@ class Guard:
 
     Args:
         images, labels: the held-back clean images, (m, C, H, W) and (m,); m ≥ 1.
+        micro_batch: most of them in one pass, and never more than ``MOST``.
         ranks: processes that share them: all find the same loss, hence undo the same steps.
     """
 
@@ -67,8 +71,11 @@ class Guard:
         images: Tensor,
         labels: Tensor,
         ranks: Ranks | None = None,
+        *,
+        micro_batch: int | None = None,
     ) -> None:
         self.ranks = ranks
+        self._most = min(micro_batch or MOST, MOST)
         self.settings, self.network, self.optimizer = settings, network, optimizer
         self.images, self.labels = images, labels
         self.undone, self.rate = 0, 1.0
@@ -123,7 +130,7 @@ class Guard:
         theta = self.network.theta
         loss, hits = torch.zeros((), device=self.images.device), torch.zeros((), device=self.images.device)
         own = slice(None) if self.ranks is None else self.ranks.share(len(self.labels))
-        for images, labels in zip(self.images[own].split(512), self.labels[own].split(512), strict=True):
+        for images, labels in zip(self.images[own].split(self._most), self.labels[own].split(self._most), strict=True):
             if len(labels) == 0:  # this rank's share of a very small set
                 continue
             logits = self.network(images, theta)

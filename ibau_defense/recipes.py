@@ -52,7 +52,8 @@ class Recipe:
         response_images: the stationarity condition is that of the ``same`` images and labels the outer step uses,
             of the ``first_batch`` with its true labels, as in the notebooks, or of the
             ``carriers`` alone, the images of the outer step that carry δ, at a share of the price.
-        boundary: differentiate the ball-constrained maximiser (``Response.ball``) instead of equation (3).
+        boundary: differentiate the ball-constrained maximiser (``Response.ball``) instead of equation (3); not with
+            ``starts``.
         solver, curvature, mixed, positive: see ``Response``.
         carriers: share of a mini-batch's images that carry δ in the outer loss; 1 in equation (1), 0.01 in the
             notebooks. Several shares divide the outer steps of all rounds into as many phases of one share each.
@@ -113,6 +114,8 @@ class Recipe:
             raise ValueError(
                 f"delta_per: found {self.delta_per!r} with starts; expected 'round': a bank is found once a round"
             )
+        if self.starts and self.boundary:
+            raise ValueError("boundary: found True with starts; expected False: a bank of δ has no one tangent space")
 
     def rate(self, progress: float, step: int = 10**9) -> float:
         """β after this share of all outer steps, in [0, 1), for the ``step``-th step of its method, from 0."""
@@ -135,7 +138,7 @@ class Recipe:
 
     def carried(self, count: int, progress: float = 0.0) -> int:
         """How many of ``count`` images carry δ after this share of all outer steps."""
-        exact = count * self.phases[self.phase(progress)]
+        exact = _exact(count * self.phases[self.phase(progress)])
         return math.ceil(exact) if self.rounding == "up" else int(exact)
 
     def check_images(self, count: int) -> None:
@@ -148,9 +151,20 @@ class Recipe:
         if min(self.carried(last, phase / len(self.phases)) for phase in range(len(self.phases))) == 0:
             raise ValueError(
                 f"carriers: {smallest} of a mini-batch of {last} images is none, so delta would be added to no "
-                f"image; expected a share of at least {1 / last:.3g}, or a clean size ({count}) that is a multiple of "
-                f"a batch size of at least {round(1 / smallest)}"
+                f"image; expected a share of at least {_up(1 / last):g}, or a clean size ({count}) that is a multiple "
+                f"of a batch size of at least {math.ceil(_exact(1 / smallest))}"
             )
+
+
+def _exact(number: float) -> float:
+    """``number`` without the error of a floating-point product: 0.29 of 100 is 29."""
+    return round(number, 9)
+
+
+def _up(share: float) -> float:
+    """The next larger share in (0, 1] of three significant digits."""
+    digits = 2 - math.floor(math.log10(share))
+    return math.ceil(_exact(share * 10.0**digits)) / 10.0**digits
 
 
 PAPER = Recipe()

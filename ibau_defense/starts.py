@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ibau_defense.ascent import AscentResult, AscentStatus
-from ibau_defense.balls import Ball
+from ibau_defense.balls import Ball, LinfBall
 from ibau_defense.objective import Network, Theta
 from ibau_defense.parallel import Ranks
 
@@ -248,6 +248,9 @@ def ascend_from_many(
 ) -> AscentResult:
     """Raise the cross-entropy of true labels from K starts at once; every δ lies in the ball.
 
+    On the entire image all steps together go 2.5 times as far as the start may: along the gradient in ℓ2, or where the
+    ball is of ℓ∞, along its sign in each pixel.
+
     Args:
         draw: n ↦ n clean images (n, C, H, W) and labels (n,).
         shape: (C, H, W).
@@ -267,7 +270,7 @@ def ascend_from_many(
     whole = torch.tensor([window.whole for window in windows], device=device).view(-1, 1, 1, 1)
     delta = torch.zeros(len(windows), *shape, device=device, dtype=theta[0].dtype)
     balls = [type(ball)(window.share * ball.radius) if window.whole else ball for window in windows]
-    reach = torch.tensor([one.radius for one in balls], device=device, dtype=delta.dtype).view(-1, 1, 1, 1)
+    reach = torch.tensor([_reach(one, shape) for one in balls], device=device, dtype=delta.dtype).view(-1, 1, 1, 1)
     sound = torch.ones((), dtype=torch.bool, device=device)
     losses = []
     for _ in range(settings.steps):
@@ -275,12 +278,11 @@ def ascend_from_many(
         harm, gradient = _climb(network, images, labels, delta, theta, clip, micro_batch, ranks)
         losses.append(harm.mean())
         gradient = torch.einsum("kab,kcbd,ked->kcae", rows, gradient, columns) * regions
-        norms = gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny).view(-1, 1, 1, 1)
-        move = torch.where(whole, 2.5 * reach * gradient / norms, settings.reach * gradient.sign()) / settings.steps
-        sound = sound & gradient.isfinite().all()
+        move = torch.where(whole, _far(gradient, reach, ball), settings.reach * gradient.sign()) / settings.steps
         climbing = (harm < enough).view(-1, 1, 1, 1)
         moved = (delta + move * climbing).clamp(-1.0, 1.0)
         moved = torch.stack([one.project(point) for one, point in zip(balls, moved, strict=True)])
+        sound = sound & gradient.isfinite().all() & moved.isfinite().all()
         delta = torch.where(sound, moved, delta)
     harm, _ = _climb(network, *(look or draw)(len(windows) * each), delta, theta, clip, micro_batch, ranks, look=True)
     trace = torch.stack([*losses, harm.mean()])
@@ -288,6 +290,19 @@ def ascend_from_many(
     finite, higher = torch.stack([sound, climbed]).tolist()  # the one read of an ascent
     status: AscentStatus = "not_finite" if not finite else "ascended" if higher else "no_gain"
     return AscentResult(delta, trace, status, harm)
+
+
+def _reach(ball: Ball, shape: torch.Size) -> float:
+    """How far a start on the entire image may go, in ℓ∞ or else in ℓ2: the radius, or all that an image can move."""
+    return min(ball.radius, 1.0 if isinstance(ball, LinfBall) else math.sqrt(shape.numel()))
+
+
+def _far(gradient: Tensor, reach: Tensor, ball: Ball) -> Tensor:
+    """(K, C, H, W): all steps of starts on the entire image together, along this gradient."""
+    if isinstance(ball, LinfBall):
+        return 2.5 * reach * gradient.sign()
+    norms: Tensor = gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny).view(-1, 1, 1, 1)
+    return 2.5 * reach * gradient / norms
 
 
 def _climb(
@@ -302,27 +317,43 @@ def _climb(
     *,
     look: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(K,) mean loss and (K, C, H, W) gradient of each δ on its own images; the gradient is zero for a ``look``."""
-    each = len(images) // len(delta)
-    group = max(1, micro_batch // each) if micro_batch else len(delta)
+    """(K,) mean loss and (K, C, H, W) gradient of each δ on its own images; the gradient is zero for a ``look``.
+
+    One pass is of several δ with all of their images, or of a part of one's where these are more than ``micro_batch``.
+    """
+    each, most = len(images) // len(delta), micro_batch or len(images)
+    group = max(1, most // each)
     own = slice(0, len(delta)) if ranks is None else ranks.share(len(delta))
     harm, gradient = torch.zeros_like(delta[:, 0, 0, 0]), torch.zeros_like(delta)
     for start in range(own.start, own.stop, group):
         stop = min(start + group, own.stop)
-        part = slice(start * each, stop * each)
-
-        def work(point: Tensor, images: Tensor, labels: Tensor) -> list[Tensor]:
-            return _harm(network, images, labels, point, theta, clip)
-
-        inputs = (delta[start:stop], images[part], labels[part])
-        if look:
-            with torch.no_grad():
-                harm[start:stop] = _losses(network, inputs[1], inputs[2], inputs[0], theta, clip)
-            continue
-        count, graphs = (stop - start) * each, network.graphs
-        found = graphs.run(("starts", clip), work, inputs, theta, (count, count)) if graphs else work(*inputs)
-        harm[start:stop], gradient[start:stop] = found
+        whole = slice(start * each, stop * each)
+        for first in range(whole.start, whole.stop, most):
+            part = slice(first, min(first + most, whole.stop))
+            inputs = (delta[start:stop], images[part], labels[part])
+            losses, slope = _pass(network, inputs, theta, clip, look=look)
+            share = (part.stop - part.start) / (whole.stop - whole.start)
+            harm[start:stop] += share * losses
+            if slope is not None:
+                gradient[start:stop] += share * slope
     return (harm, gradient) if ranks is None else tuple(ranks.sum([harm, gradient]))  # type: ignore[return-value]
+
+
+def _pass(
+    network: Network, inputs: tuple[Tensor, Tensor, Tensor], theta: Theta, clip: bool, *, look: bool
+) -> tuple[Tensor, Tensor | None]:
+    """(K,) mean losses of δ, images and labels, and their gradient, replayed where passes are recorded."""
+
+    def work(point: Tensor, images: Tensor, labels: Tensor) -> list[Tensor]:
+        return _harm(network, images, labels, point, theta, clip)
+
+    delta, images, labels = inputs
+    if look:
+        with torch.no_grad():
+            return _losses(network, images, labels, delta, theta, clip), None
+    count, graphs = len(images), network.graphs
+    found = graphs.run(("starts", clip), work, inputs, theta, (count, count)) if graphs else work(*inputs)
+    return found[0], found[1]
 
 
 def _harm(network: Network, images: Tensor, labels: Tensor, delta: Tensor, theta: Theta, clip: bool) -> list[Tensor]:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ibau_defense.ascent import AscentResult, ascend
 from ibau_defense.balls import Ball, L2Ball
-from ibau_defense.cuda import computing, graphs_for, micro_batch, precision
+from ibau_defense.clean_set import check_clean_set
+from ibau_defense.cuda import computing, graphs_for, micro_batch, now, precision
 from ibau_defense.diagnostics import RoundReport, StepReport, summarise
 from ibau_defense.graphs import Tally
 from ibau_defense.guard import Guard, Verdict, hold_back
@@ -111,15 +112,17 @@ class IBAU:
 
         Raises:
             ValueError: no images, or a share of carriers that leaves some mini-batch without any image carrying δ:
-                such a step would train on clean images only and look like unlearning. With ``group``, also where
-                the ranks' models or images differ.
+                such a step would train on clean images only and look like unlearning. Images or labels of another
+                type, not as many of them, pixels that are NaN or outside [0, 1]. With ``group``, also where the ranks'
+                models or images differ.
         """
         with computing(precision(images.device, reduced=self.settings().autocast), images.device):
             run = _Run(self, self.settings(), model, images, labels)
             reports: list[RoundReport] = []
             for index in range(run.recipe.rounds):
+                started = now(images.device)
                 steps, undone = run.round(out_of_time)
-                reports.append(summarise(index, steps, undone))
+                reports.append(summarise(index, steps, undone, now(images.device) - started))
                 if on_round:
                     on_round(run.model(), reports[-1])
                 if run.stopped:
@@ -153,15 +156,21 @@ class _Run:
         if self.ranks:
             self.ranks.check_same("model", self.network.theta)
             self.ranks.check_same("images, labels", [self.images, labels])
+        check_clean_set(self.images, labels)  # after the ranks have the same one: all of them refuse it, or none
+        held: Tensor | None = None
         if recipe.guard and len(images):
             kept, held = (index.to(images.device) for index in hold_back(recipe.guard, labels, self.generator))
-            self.guard = Guard(recipe.guard, self.network, self.optimizer, self.images[held], labels[held], self.ranks)
             self.images, self.labels = self.images[kept], labels[kept]
         recipe.check_images(len(self.images))
         self.search = Search(recipe.starts, self.images.shape[1:], self.generator) if recipe.starts else None
         largest = max(recipe.batch_size or len(self.images), self.search.largest if self.search else 0)
         probe = UniversalLoss(self.network, self.images[:2], self.labels[:2], clip=recipe.clip)
         self.micro_batch = ibau.micro_batch or micro_batch(probe, largest)
+        if recipe.guard and held is not None:
+            self.guard = Guard(
+                recipe.guard, self.network, self.optimizer, images.detach()[held], labels[held], self.ranks,
+                micro_batch=self.micro_batch,
+            )  # fmt: skip
         self.network.graphs = graphs_for(images.device, policy, ibau.tally) if ibau.cuda_graphs else None
 
     @property
@@ -191,8 +200,8 @@ class _Run:
         while len(steps) < planned and not self.stopped:
             if self._agreed(out_of_time()):
                 self._stop("timeout", "the time limit was reached before all rounds were done")
-                if self.guard and self.taken > self._sound[0]:  # the steps since its last look
-                    self._look(steps, undone)
+                if self.guard and self.taken > self._sound[0]:  # the steps since its last look; none come after
+                    self._look(steps, undone, to_come=0.0)
                 break
             batch = batches[len(steps) % len(batches)]
             step = self._outer_step(batch, shared or self._ascend([batch]), first, self._progress(planned))
@@ -240,7 +249,7 @@ class _Run:
         """Share of all outer steps that are done, in [0, 1]."""
         return self.taken / (planned * self.recipe.rounds)
 
-    def _look(self, steps: list[StepReport], undone: list[StepReport], to_come: float = 1.0) -> Verdict:
+    def _look(self, steps: list[StepReport], undone: list[StepReport], to_come: float) -> Verdict:
         """Have the guard check; steps that it undoes go from ``steps`` to ``undone``."""
         assert self.guard is not None
         verdict = self.guard.check(to_come)
@@ -318,15 +327,21 @@ class _Run:
         objectives: list[Objective] = []
         for images, labels in batches:
             if recipe.ascent_labels == "predicted":
-                with torch.no_grad():
-                    own = self.ranks.share(len(labels)) if self.ranks else slice(0, len(labels))
-                    labels = labels.clone()  # those of other ranks' images go unread here
-                    if own.start < own.stop:
-                        labels[own] = self.network(images[own], theta).argmax(dim=1)
+                labels = self._predicted(images, labels)
             objectives.append(self._loss(images, labels, penalty=recipe.penalty))
         settings = recipe.ascent if recipe.ascent.steps else replace(recipe.ascent, steps=len(batches))
         start = torch.zeros_like(self.images[0])
         return ascend(objectives, theta, start, self.ibau.ball, settings)
+
+    @torch.no_grad()
+    def _predicted(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The model's own labels; those of other ranks' images stay as they are and go unread."""
+        own = self.ranks.share(len(labels)) if self.ranks else slice(0, len(labels))
+        labels, most = labels.clone(), self.micro_batch or len(labels)
+        for start in range(own.start, own.stop, most):
+            part = slice(start, min(start + most, own.stop))
+            labels[part] = self.network(images[part], self.network.theta).argmax(dim=1)
+        return labels
 
     def _many(self, search: Search) -> AscentResult:
         """This round's bank; harm all over the image changes how the outer steps go (``Sharp``).

@@ -49,13 +49,13 @@ LAYOUTS = {
     "backdoorbench": backdoorbench,
     "data_parallel": lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
     "compiled": lambda state: {"model": {f"_orig_mod.{name}": tensor for name, tensor in state.items()}},
+    "compiled and parallel": lambda state: {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()},
+    "parallel and compiled": lambda state: {f"module._orig_mod.{name}": tensor for name, tensor in state.items()},
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_known_layouts_are_read(layout: str, tmp_path: Path) -> None:
-    if layout == "backdoorbench" and not hasattr(torch.serialization, "safe_globals"):
-        pytest.skip("torch before 2.5 refuses numpy arrays beside the weights")
     source, target = tiny(), tiny()
     torch.save(LAYOUTS[layout](source.state_dict()), tmp_path / "model.pt")
     load_into(target, tmp_path / "model.pt")
@@ -122,8 +122,6 @@ def test_builtins_are_refused(name: str, tmp_path: Path) -> None:
 
 def test_numpy_is_not_built_from_the_file(tmp_path: Path) -> None:
     """Its constructors would take bytes of the file's choosing for pointers; they are replaced, not allowed."""
-    if not hasattr(torch.serialization, "safe_globals"):
-        pytest.skip("torch before 2.5 refuses numpy arrays beside the weights")
     torch.save(np.zeros(3), tmp_path / "array.pt")
     with pytest.raises(UserError, match="found ") as caught:
         load_state(tmp_path / "array.pt")

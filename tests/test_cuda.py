@@ -41,10 +41,7 @@ def test_the_switches_are_set_inside_and_put_back() -> None:
     for tf32 in (True, False):
         with switches(tf32=tf32):
             assert torch.backends.cuda.matmul.allow_tf32 is False
-            if hasattr(torch.backends.cudnn, "conv"):
-                assert torch.backends.cudnn.conv.fp32_precision == ("tf32" if tf32 else "ieee")
-            else:
-                assert torch.backends.cudnn.allow_tf32 is tf32
+            assert torch.backends.cudnn.conv.fp32_precision == ("tf32" if tf32 else "ieee")
         assert _float32_switches() == before
     with pytest.raises(KeyError), switches(tf32=True):
         raise KeyError

@@ -278,6 +278,28 @@ def test_the_training_data_go_to_the_one_defense_that_trains_anew() -> None:
         ({"name": "ibau", "starts": False, "windows": True}, r"windows: found True; expected none"),
         ({"name": "ibau", "recipe": "paper", "far": True}, r"far: found True; expected none, the ascent has one"),
         ({"name": "ibau", "starts": False, "far": True}, r"far: found True; expected none, the ascent has one"),
+        ({"name": "ibau", "ascent_steps": 5}, r"ascent_steps: found 5; expected none, the ascent from many starts"),
+        ({"name": "ibau", "ascent_lr": 0.1}, r"ascent_lr: found 0\.1; expected none, the ascent from many starts"),
+        ({"name": "ibau", "ascent_optimizer": "sgd"}, r"ascent_optimizer: found sgd; expected none, the ascent from"),
+        ({"name": "ibau", "penalty": 0.1}, r"penalty: found 0\.1; expected none, neither the ascent from many starts"),
+        ({"name": "ibau", "implicit": True, "penalty": 0.1}, r"penalty: found 0\.1; expected none"),
+        (
+            {"name": "ibau", "implicit": True, "solver": "minres", "curvature": "gauss_newton", "penalty": 0.1},
+            r"penalty: found 0\.1; expected none",
+        ),
+        ({"name": "ibau", "far": True, "harmful": 2}, r"harmful: found 2\.0; expected none, with far: true there"),
+        *(
+            ({"name": "ibau", "implicit": True, name: value}, rf"{name}: found {value}; expected none, the solver")
+            for name, value in (("solver_steps", 3), ("damping", 0.5), ("curvature", "exact"), ("positive", True))
+        ),
+        (
+            {"name": "ibau", "recipe": "paper", "solver": "first_term", "curvature": "gauss_newton", "positive": True},
+            r"curvature: found gauss_newton; expected none, the solver first_term forms no product",
+        ),
+        (
+            {"name": "ibau", "implicit": True, "boundary": True},
+            r"boundary: found true; expected false or none, a bank of starts",
+        ),
         ({"name": "ibau", "harmful": -1}, r"harmful: found -1; input should be greater than or equal to 0"),
         (
             {"name": "neural_cleanse", "epochs": 3},
@@ -301,3 +323,17 @@ def test_wrong_settings_are_one_line(spec: Any, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         defenses.build(spec)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"starts": False, "ascent_steps": 5, "ascent_lr": 0.1, "ascent_optimizer": "sgd", "penalty": 0.1},
+        {"implicit": True, "solver": "minres", "solver_steps": 3, "damping": 0.5, "penalty": 0.1},
+        {"starts": False, "implicit": True, "boundary": True, "solver_step": 0.5},
+        {"recipe": "reference", "solver": "first_term", "solver_step": 0.5, "mixed": "directional", "penalty": 0.1},
+        {"harmful": 2.0, "windows": False},
+    ],
+)
+def test_settings_that_change_something_are_taken(spec: dict[str, Any]) -> None:
+    defenses.build({"name": "ibau", **spec})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
-from test_unlearning import clean_set, tiny
+from test_unlearning import Rooted, clean_set, tiny
 from torch import Tensor, nn
 
 from ibau_defense import IBAU, L2Ball, Network
@@ -28,13 +29,14 @@ class Shifted(nn.Module):
         return torch.stack([score, torch.full_like(score, -1e-6)], dim=1)
 
 
-def watched(count: int = 100) -> tuple[Shifted, Guard]:
+def watched(count: int = 100, micro_batch: int | None = None) -> tuple[Shifted, Guard]:
     """A model that starts at an accuracy of 1 on ``count`` images, and its guard."""
     images = torch.linspace(0, 1, count).view(-1, 1, 1, 1)
     model = Shifted()
     network = Network(model)
     optimizer = torch.optim.SGD(network.module.parameters(), lr=1.0)
-    return network.module, Guard(SETTINGS, network, optimizer, images, torch.zeros(count, dtype=torch.int64))  # type: ignore[return-value]
+    labels = torch.zeros(count, dtype=torch.int64)
+    return network.module, Guard(SETTINGS, network, optimizer, images, labels, micro_batch=micro_batch)  # type: ignore[return-value]
 
 
 def lose(model: Shifted, share: float) -> None:
@@ -66,6 +68,16 @@ def test_steps_that_win_accuracy_back_stand_however_little() -> None:
     assert guard.lost == pytest.approx(0.3, abs=0.011)
 
 
+def test_micro_batches_do_not_change_a_verdict() -> None:
+    verdicts = []
+    for micro_batch in (None, 7, 1000):
+        model, guard = watched(600, micro_batch)
+        lose(model, 0.3)
+        verdicts.append(guard.check(1.0))
+    assert [verdict.accuracy for verdict in verdicts] == [verdicts[0].accuracy] * 3
+    assert [verdict.loss for verdict in verdicts] == pytest.approx([verdicts[0].loss] * 3)
+
+
 def test_one_image_of_few_is_no_reason_to_undo() -> None:
     model, guard = watched(5)
     lose(model, 0.1)
@@ -89,6 +101,21 @@ def test_undone_steps_are_taken_again_at_a_smaller_rate(rounds: int) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), outcome.model.parameters(), strict=True))
 
 
+def test_what_a_time_limit_leaves_may_have_lost_no_more_than_a_run_may_in_the_end() -> None:
+    """Steps that lost more than that, which later ones might have won back, had the time not run out."""
+    model, (images, _) = tiny(torch.float32), clean_set(200, torch.float32)
+    with torch.no_grad():
+        labels = model(images).argmax(dim=1)
+    recipe = replace(
+        FAST, outer_lr=0.1, guard=GuardSettings(every=15, loss_rise=math.inf, accuracy_drop=1.0, final_drop=0.0)
+    )
+    asked = iter([False] * 5 + [True])
+    outcome = IBAU(L2Ball(1.0), recipe).unlearn(model, images, labels, out_of_time=lambda: next(asked))
+    assert outcome.status == "timeout"
+    assert (outcome.rounds[0].steps, outcome.rounds[0].undone) == (0, 5)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), outcome.model.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("recipe", [FAST, replace(FAST, schedule="constant", warmup=1), PAPER])
 def test_the_rates_to_come_are_the_share_of_their_sum(recipe: Recipe) -> None:
     steps = 2000
@@ -98,17 +125,6 @@ def test_the_rates_to_come_are_the_share_of_their_sum(recipe: Recipe) -> None:
 
 
 def test_a_run_without_one_finite_hypergradient_is_not_ok() -> None:
-    """The derivative of a square root at zero: a model that works and cannot be descended."""
-
-    class Rooted(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.base, self.nothing = tiny(torch.float32), nn.Parameter(torch.zeros(()))
-
-        def forward(self, images: Tensor) -> Tensor:
-            logits: Tensor = self.base(images)
-            return logits + self.nothing.sqrt()
-
     images, labels = clean_set(40, torch.float32)
-    outcome = IBAU(L2Ball(1.0), replace(FAST, rounds=1)).unlearn(Rooted().eval(), images, labels)
+    outcome = IBAU(L2Ball(1.0), replace(FAST, rounds=1)).unlearn(Rooted(torch.float32).eval(), images, labels)
     assert (outcome.status, outcome.reason) == ("diverged", "no hypergradient was finite; no step was taken")

@@ -80,6 +80,25 @@ def test_rounds_show_the_teacher_and_then_the_student() -> None:
     assert result.details["betas"] == [500.0, 1000.0, 1000.0]
 
 
+@pytest.mark.parametrize(
+    ("changes", "deadline", "status", "reason"),
+    [({}, 0.0, "timeout", "stopped in epoch 1 of 20"), ({"lr": 1e30}, None, "diverged", "the loss was not finite")],
+)
+def test_a_teacher_is_never_returned(
+    changes: dict[str, float], deadline: float | None, status: str, reason: str
+) -> None:
+    data = LabelledImages(torch.rand(20, 3, 8, 8), torch.arange(20) % 3)
+    context = DefenseContext(num_classes=3, device=torch.device("cpu"), seed=0, deadline=deadline)
+    victim = network().train()
+    result = Nad(batch_size=10, precision="float32", **changes).run(victim, data, context)
+    assert (result.status, result.reason) == (status, reason)
+    assert result.details["layers"] == ["1", "2", "3"]
+    assert result.model is not victim
+    assert not result.model.training
+    for mine, theirs in zip(result.model.parameters(), victim.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
 @settings(max_examples=30)
 @given(st.integers(0, 1000), st.integers(1, 6), st.integers(6, 12), st.integers(6, 12))
 def test_every_augmented_image_is_a_shifted_mirrored_holed_one(seed: int, count: int, height: int, width: int) -> None:

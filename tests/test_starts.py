@@ -136,9 +136,34 @@ def test_every_delta_is_in_the_ball(ball: str, radius: float) -> None:
         assert BALLS[ball](radius).contains(delta)
 
 
-def test_micro_batches_do_not_change_the_bank() -> None:
-    settings = MultiStart(side=0.5, images=2)
-    torch.testing.assert_close(bank(settings).delta, bank(settings, micro_batch=3).delta)
+@pytest.mark.parametrize("radius", [0.1, 0.9])
+def test_in_a_ball_of_the_largest_pixel_whole_starts_go_as_far_as_they_may(radius: float) -> None:
+    settings = MultiStart(windows=False, whole_share=0.5)
+    furthest = bank(settings, radius, "linf").delta.abs().flatten(1).max(dim=1).values
+    torch.testing.assert_close(furthest, torch.full_like(furthest, 0.5 * radius))
+
+
+@pytest.mark.parametrize("ball", ["l2", "linf", "l1"])
+def test_without_a_bound_whole_starts_go_as_far_as_an_image_can(ball: str) -> None:
+    settings = MultiStart(windows=False)
+    endless = bank(settings, math.inf, ball)
+    assert endless.status == "ascended"
+    assert bool(endless.delta.isfinite().all())
+    assert float(endless.delta.abs().max()) == pytest.approx(1.0)
+
+
+def test_a_step_that_is_not_finite_is_not_taken() -> None:
+    found = bank(MultiStart(reach=math.nan, side=0.5))
+    assert found.status == "not_finite"
+    assert not found.delta.any()
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 7, 100])
+def test_micro_batches_do_not_change_the_bank(most: int) -> None:
+    settings = MultiStart(side=0.5)
+    whole, parts = bank(settings, each=3), bank(settings, each=3, micro_batch=most)
+    torch.testing.assert_close(whole.delta, parts.delta)
+    torch.testing.assert_close(whole.harm, parts.harm)
 
 
 def test_the_survey_finds_the_planted_patch() -> None:

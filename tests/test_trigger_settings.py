@@ -37,7 +37,8 @@ from bench.triggers import TriggerStore, cell_attacks, clean_cell
 from bench.victims import VictimStore
 
 SETTINGS = {name: of_fit(fit) for name, fit in FITS.items()} | {name: of_factory(one) for name, one in TRIGGERS.items()}
-SHAPE = (3, 16, 16)
+SHAPE = (3, 16, 128)
+"""Wide enough for every number of periods that is drawn."""
 
 
 @st.composite
@@ -119,6 +120,16 @@ def test_settings_do_what_they_say() -> None:
     )]  # fmt: skip
     assert moved == sorted(moved)
     assert moved[0] < moved[-1]
+
+
+def test_more_periods_than_images_can_show_are_refused() -> None:
+    """They were capped: two names for one trigger."""
+    message = r"^here\.periods: found 9; expected at most 8, a quarter of the images' width \(32\)$"
+    with pytest.raises(UserError, match=message):
+        attacks.build({"name": "sig", "periods": 9}, (3, 32, 32), 0, "here")
+    images = torch.full((1, 3, 16, 16), 0.5)
+    plain, four = (attacks.build(one, (3, 16, 16), 0)(images) for one in ("sig", {"name": "sig", "periods": 4}))
+    assert torch.equal(plain, four)  # six, the default, are four at this width
 
 
 FAULTS: dict[str, tuple[Any, str]] = {

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+import re
 from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ibau_defense import IBAU, RECIPES, Ascent, L2Ball, Network, UniversalLoss, ascend
-from ibau_defense.guard import GuardSettings
+from ibau_defense import IBAU, RECIPES, Ascent, L2Ball, Network, UniversalLoss, ascend, unlearning
+from ibau_defense.ascent import AscentResult
+from ibau_defense.diagnostics import StepReport, summarise
+from ibau_defense.guard import Guard, GuardSettings, Verdict
 from ibau_defense.recipes import PAPER, REFERENCE, REFERENCE_GTSRB, Recipe
 from ibau_defense.solvers import ConjugateGradient, FixedPoint
 
@@ -144,6 +151,27 @@ def test_delta_on_no_image_is_an_error_not_a_no_op(count: int) -> None:
         IBAU(recipe="reference").unlearn(tiny(), images[:count], labels[:count])
 
 
+@pytest.mark.parametrize(("rounding", "share", "carried"), [("down", 0.29, 29), ("down", 0.57, 57), ("up", 0.07, 7)])
+def test_a_share_of_a_hundred_images_is_its_percents(
+    rounding: Literal["down", "up"], share: float, carried: int
+) -> None:
+    """In floating point they are 28.999999999999996, 56.99999999999999 and 7.000000000000001."""
+    assert replace(REFERENCE, rounding=rounding, carriers=share).carried(100) == carried
+
+
+@given(st.integers(2, 5000))
+def test_the_share_that_is_advised_is_enough(last: int) -> None:
+    recipe = replace(REFERENCE, batch_size=None, carriers=0.9 / last)
+    with pytest.raises(ValueError, match="carriers") as caught:
+        recipe.check_images(last)
+    advised = re.search(r"a share of at least ([\d.e-]+), .* of at least (\d+)$", str(caught.value))
+    assert advised is not None
+    share, size = float(advised[1]), int(advised[2])
+    assert 1 / last <= share <= 1.02 / last
+    replace(recipe, carriers=share).check_images(last)
+    replace(recipe, batch_size=size).check_images(3 * size)
+
+
 @pytest.mark.parametrize("count", [2, 5, 113, 201])
 def test_the_default_recipe_takes_any_number_of_images(count: int) -> None:
     images, labels = clean_set(count, torch.float32)
@@ -201,6 +229,17 @@ def test_micro_batches_do_not_change_the_result() -> None:
         assert torch.allclose(a, b, atol=1e-9)
 
 
+@pytest.mark.parametrize("most", [1, 2, 7])
+@pytest.mark.parametrize("recipe", ["fast", "reference"])
+def test_no_pass_takes_more_than_a_micro_batch(recipe: str, most: int) -> None:
+    """Outer steps, ascents, the starts of a survey, predicted labels, and what the guard holds back."""
+    model, (images, labels) = tiny(), clean_set(100)
+    seen: list[int] = []
+    model.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    IBAU(L2Ball(1.0), recipe, rounds=1, micro_batch=most).unlearn(model, images, labels)
+    assert max(seen) == most
+
+
 def test_a_time_limit_returns_what_there_is() -> None:
     model, (images, labels) = tiny(), clean_set(200)
     asked = iter([False, True])
@@ -209,12 +248,86 @@ def test_a_time_limit_returns_what_there_is() -> None:
     assert outcome.rounds[0].steps == 1
 
 
+class Rooted(nn.Module):
+    """A model that works and cannot be descended: the derivative of a square root at zero."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.base, self.nothing = tiny(dtype), nn.Parameter(torch.zeros((), dtype=dtype))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.base(images)
+        return logits + self.nothing.sqrt()
+
+
 def test_a_gradient_that_is_not_finite_is_not_taken() -> None:
-    model, (images, labels) = tiny(), clean_set(20)
-    images[0, 0, 0, 0] = float("nan")
+    model, (images, labels) = Rooted(torch.float64).eval(), clean_set(20)
     outcome = IBAU(recipe="paper").unlearn(model, images, labels)
     assert outcome.status == "diverged"
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), outcome.model.parameters(), strict=True))
+
+
+IMAGES, LABELS = clean_set(10)
+WITH_NAN = IMAGES.clone().index_fill_(0, torch.tensor([3]), math.nan)
+WRONG_SETS = {
+    "labels missing": (IMAGES, LABELS[:9], r"labels: found 9; expected one for each of 10 images"),
+    "bytes": ((IMAGES * 255).to(torch.uint8), LABELS, r"images: found torch\.uint8; expected a floating-point type"),
+    "levels of 255": (IMAGES * 255, LABELS, r"images: found values from .* to 25\d.*; expected all of them in"),
+    "standardised": (IMAGES - 0.5, LABELS, r"images: found values from -0\.49\d* to 0\.49"),
+    "NaN": (WITH_NAN, LABELS, r"images: found values from nan to nan; expected all of them in \[0, 1\]"),
+    "int32": (IMAGES, LABELS.int(), r"labels: found torch\.int32; expected torch\.int64"),
+    "logits": (IMAGES, LABELS.double(), r"labels: found torch\.float64; expected torch\.int64"),
+}
+
+
+@pytest.mark.parametrize("recipe", ["paper", "fast"])
+@pytest.mark.parametrize("name", WRONG_SETS)
+def test_a_clean_set_of_another_kind_is_refused(name: str, recipe: str) -> None:
+    images, labels, message = WRONG_SETS[name]
+    with pytest.raises(ValueError, match=message):
+        IBAU(recipe=recipe).unlearn(tiny(), images, labels)
+
+
+def test_a_rounding_error_beyond_white_is_no_other_kind() -> None:
+    images, labels = clean_set(10)
+    images[0, 0, 0, 0], images[1, 0, 0, 0] = 1 + 5e-7, -5e-7
+    assert IBAU(recipe="paper").unlearn(tiny(), images, labels).status == "ok"
+
+
+def test_a_rounds_seconds_are_those_of_its_ascent_and_guard_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that stands still but while one of these works: ten seconds an ascent, one a look of the guard."""
+    clock, plain_ascent, plain_check = [0.0], ascend, Guard.check
+
+    def slow_ascent(*args: Any) -> AscentResult:
+        clock[0] += 10
+        return plain_ascent(*args)
+
+    def slow_check(guard: Guard, *args: Any) -> Verdict:
+        clock[0] += 1
+        return plain_check(guard, *args)
+
+    monkeypatch.setattr(unlearning, "now", lambda device: clock[0])
+    monkeypatch.setattr(unlearning, "ascend", slow_ascent)
+    monkeypatch.setattr(Guard, "check", slow_check)
+    images, labels = clean_set(40)
+    recipe = replace(PAPER, batch_size=20, rounds=2, guard=GuardSettings(every=5, loss_rise=math.inf))
+    outcome = IBAU(L2Ball(0.1), recipe).unlearn(tiny(), images, labels)
+    assert [report.seconds for report in outcome.rounds] == [2 * 10 + 1] * 2
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations([0.5, math.nan, 2.0])))
+def test_an_unknown_residual_is_the_worst_in_whatever_order(order: tuple[float, ...]) -> None:
+    step = StepReport(
+        loss=0.0, inner_before=0.0, inner_after=0.0, inner_status="ascended", delta_norm=0.0, direct_norm=0.0,
+        implicit_norm=0.0, angle=0.0, finite=True, solver_status="max_steps",
+    )  # fmt: skip
+    report = summarise(0, [replace(step, residual=value, curvature=value) for value in order])
+    assert math.isnan(report.residual or 0.0)
+    assert math.isnan(report.curvature or 0.0)
+    known = summarise(0, [replace(step, residual=value, curvature=value) for value in order if value == value])
+    assert (known.residual, known.curvature) == (2.0, 0.5)
+    nothing = summarise(0, [replace(step, solver_status=None)])
+    assert (nothing.residual, nothing.curvature) == (None, None)
 
 
 def test_danskin_drops_the_implicit_term_and_nothing_else() -> None:
@@ -260,4 +373,6 @@ def test_unknown_recipe_and_bad_settings_are_refused() -> None:
         replace(REFERENCE_GTSRB, batch_size=0)
     with pytest.raises(ValueError, match=r"delta_per: found 'step' with starts"):
         replace(RECIPES["fast"], delta_per="step")
+    with pytest.raises(ValueError, match="boundary: found True with starts"):
+        replace(RECIPES["fast"], implicit=True, boundary=True)
     assert isinstance(REFERENCE.solver, FixedPoint)

@@ -28,7 +28,8 @@ Spec = str | Mapping[str, Any]
 TriggerFactory = Callable[..., Trigger]
 """(image_shape as (C, H, W), seed) to a trigger. What a trigger draws, it draws from the seed.
 
-Its keyword-only parameters are the trigger's settings, each with a default, and its range in its annotation.
+Its keyword-only parameters are the trigger's settings, each with a default, and its range in its annotation. It raises
+``UserError``, naming the setting, for one that does not go with the shape.
 """
 
 TRIGGERS: dict[str, TriggerFactory] = {
@@ -93,7 +94,11 @@ def build(spec: Spec, image_shape: tuple[int, int, int], seed: int, key: str = "
     if not isinstance(spec, str) and not has_name(spec):
         return load_image_trigger(spec, image_shape, key)
     name, changed = _parts(spec)
-    trigger = registry.get(TRIGGERS, key, name)(image_shape, seed, **changed)
+    factory = registry.get(TRIGGERS, key, name)
+    try:
+        trigger = factory(image_shape, seed, **changed)
+    except UserError as error:  # a setting that images of this shape cannot have
+        raise UserError(f"{key}.{error}") from None
     if changed:
         trigger.name = named(name, changed)
     return trigger

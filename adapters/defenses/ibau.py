@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,12 +12,15 @@ from torch import nn
 from adapters.errors import UserError
 from adapters.protocols import Defense, DefenseContext, DefenseResult, LabelledImages
 from ibau_defense import BALLS, IBAU, RECIPES, SOLVERS, MultiStart, Recipe, RoundReport
+from ibau_defense.solvers import FirstTerm
 
 RecipeName = Literal["paper", "reference", "reference_gtsrb", "danskin", "danskin_gtsrb", "fast"]
 
 
 _MANY = ("windows", "harmful", "sharp", "far")  # settings of the ascent from many starts
-_IMPLICIT = ("solver", "solver_steps", "solver_step", "damping", "curvature", "mixed", "positive", "boundary")
+_LONE = ("ascent_steps", "ascent_lr", "ascent_optimizer")  # and of the ascent from one
+_PRODUCTS = ("solver_steps", "damping", "curvature", "positive")  # of products with the curvature
+_IMPLICIT = ("solver", *_PRODUCTS, "solver_step", "mixed", "boundary")
 
 FAR_STARTS = 16
 """Starts of ``far: true`` on the entire image, and focused ones besides (``MultiStart.far``)."""
@@ -31,7 +35,8 @@ class Ibau(Defense):
     ``radius``. ``ascent_steps`` is T, ``ascent_lr`` α, ``outer_lr`` β, ``carriers`` the share of a mini-batch's
     images that carry δ in the outer loss; ``solver_steps`` is the paper's ϑ and ``solver_step`` the step of the
     fixed-point, Neumann and first-term solvers. ``positive`` goes with Gauss–Newton products, positive semi-definite
-    as they are: it solves with their sum instead of their difference (``ibau_defense.Response``).
+    as they are: it solves with their sum instead of their difference (``ibau_defense.Response``). A setting that would
+    change nothing is refused: those of one ascent with many starts, those of products with ``first_term``.
 
     What ``fast`` is made of can be switched off, for ablations: ``starts: false`` takes one ascent instead of many,
     ``windows: false`` has all starts climb on the whole image, ``harmful: 0`` takes every later bank, ``sharp: false``
@@ -107,28 +112,46 @@ class Ibau(Defense):
         return replace(starts, harmful=harmful, windows=self.windows is not False, far=far)
 
     def check(self, key: str) -> None:
-        if self.starts and not RECIPES[self.recipe].starts:
+        recipe = RECIPES[self.recipe]
+        if self.starts and not recipe.starts:
             raise UserError(
                 f"{key}.starts: found true; expected false or none, the recipe {self.recipe} has one ascent"
             )
-        kind = SOLVERS[self.solver] if self.solver else type(RECIPES[self.recipe].solver)
+        if self.boundary and recipe.starts and self.starts is not False:
+            raise UserError(
+                f"{key}.boundary: found true; expected false or none, a bank of starts has no one tangent space "
+                "(starts: false takes one ascent)"
+            )
+        kind = SOLVERS[self.solver] if self.solver else type(recipe.solver)
         if self.solver_step is not None and "step" not in kind.__dataclass_fields__:
             raise UserError(f"{key}.solver_step: found {self.solver_step}; expected none, {kind.name} has no step")
         settings = self.settings()
-        lone = [name for name in _MANY if getattr(self, name) is not None] if not settings.starts else []
-        if lone:
-            raise UserError(f"{key}.{lone[0]}: found {getattr(self, lone[0])}; expected none, the ascent has one start")
+        for names, reason in self._idle(settings):
+            for name in names:
+                if getattr(self, name) is not None:
+                    raise UserError(f"{key}.{name}: found {getattr(self, name)}; expected none, {reason}")
         if settings.positive and settings.curvature != "gauss_newton":
             raise UserError(
                 f"{key}.positive: found true with curvature {settings.curvature}; expected gauss_newton, whose "
                 "products alone are positive semi-definite"
             )
-        unused = [name for name in _IMPLICIT if getattr(self, name) is not None] if not settings.implicit else []
-        if unused:
-            raise UserError(
-                f"{key}.{unused[0]}: found {getattr(self, unused[0])}; expected none: the recipe {self.recipe} has no "
-                "implicit term to solve for (implicit: true gives it one)"
-            )
+
+    def _idle(self, settings: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Settings that would change nothing, and why."""
+        products = settings.implicit and not isinstance(settings.solver, FirstTerm)
+        if not settings.starts:
+            yield _MANY, "the ascent has one start"
+        else:
+            yield _LONE, "the ascent from many starts has steps of its own (starts: false takes one ascent)"
+            if not products or settings.curvature == "gauss_newton":
+                yield ("penalty",), "neither the ascent from many starts nor the implicit term would have it"
+            if settings.starts.far:
+                yield ("harmful",), "with far: true there is no later bank"
+        if not settings.implicit:
+            reason = f"the recipe {self.recipe} has no implicit term to solve for (implicit: true gives it one)"
+            yield _IMPLICIT, reason
+        elif not products:
+            yield _PRODUCTS, f"the solver {settings.solver.name} forms no product"
 
     def check_clean_size(self, count: int, key: str) -> None:
         recipe = self.settings()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, ClassVar, Literal
@@ -34,7 +35,8 @@ class Nad(Defense):
     The teacher is the victim fine-tuned for ``teacher_epochs``; the student is the victim, trained for ``epochs`` on
     cross-entropy plus, for each stage, its ``betas`` times the difference of the two networks' attention maps. Both
     by Nesterov SGD at ``lr`` for ``high_lr_epochs`` and at ``low_lr`` after. A round is an epoch; those of the teacher
-    show the teacher.
+    show the teacher, which is never returned: where its training diverges or the time runs out in it, the result is a
+    copy of the victim as it was.
     """
 
     name: ClassVar[str] = "nad"
@@ -75,8 +77,8 @@ class Nad(Defense):
                 teacher, clean, self._tuning(self.teacher_epochs), context, generator, change=change,
                 info={"phase": "teacher", "helper": True},
             )  # fmt: skip
-            if first.status != "ok":
-                return tuned_result(teacher, model, first, details)
+            if first.status != "ok":  # there is no student yet, and the teacher is never returned
+                return DefenseResult(copy.deepcopy(model).eval(), first.status, first.reason, details)
             loss = distillation(frozen_copy(teacher), layers, betas, self.power, self.precision)
             ending = tune(
                 student, clean, self._tuning(self.epochs), context, generator, loss=loss, change=change,

@@ -94,7 +94,9 @@ def tune(
 ) -> Ending:
     """Train ``model`` in place; reports a round an epoch, and leaves it in evaluation mode.
 
-    Stops after the mini-batch in which the time runs out or the loss is no longer finite.
+    Stops after the mini-batch in which the time runs out. The loss is looked at where an epoch ends, that of its last
+    mini-batch alone: where it is not finite, tuning has ``diverged`` and stops. A look after each would have a device
+    waited for.
 
     Args:
         loss: cross-entropy of the model's logits by default.
