@@ -202,6 +202,18 @@ def test_what_was_set_after_a_budget_is_told_with_it(tmp_path: Path) -> None:
     assert all(told in render(page) for render in (html.render, markdown.render, latex.render))
 
 
+def test_a_sweep_that_is_not_done_says_so(tmp_path: Path) -> None:
+    record = fake.record(fake.cell())
+    parts = [{"name": "table2", "cells": [record["id"], "a"]}, {"name": "table4", "cells": ["a", "b"]}]
+    (tmp_path / "sweep.json").write_text(json.dumps({"parts": parts}))
+    told = "2 of 3 cells have no record yet"
+    page = page_of(tmp_path, record)
+    assert ("Not done", told) in page.facts
+    assert all(told in render(page) for render in (html.render, markdown.render, latex.render))
+    (tmp_path / "sweep.json").write_text(json.dumps({"parts": [{"name": "table2", "cells": [record["id"]]}]}))
+    assert "Not done" not in dict(page_of(tmp_path, record).facts)
+
+
 def test_parts_of_one_name_keep_their_records(tmp_path: Path) -> None:
     parts = [{"name": "table2", "cells": ["a", "b"], "overrides": ["seeds=2"]}, {"name": "table2", "cells": ["c"]}]
     (tmp_path / "sweep.json").write_text(json.dumps({"parts": parts}))

@@ -146,6 +146,7 @@ def compose(folder: Path, reading: Reading, draw: bool = True) -> Page:
     facts = [("Records", f"{len(rows)} ({', '.join(f'{count} {status}' for status, count in statuses)})")]
     if reading.unreadable:
         facts.append(("Unreadable lines, left out", str(reading.unreadable)))
+    facts += _missing(files, {row.id for row in rows})
     facts.append(("Schema", ", ".join(sorted({row.schema or "unknown" for row in rows}))))
     facts += [(key.replace("_", " "), text) for key, text in records_table.provenance(rows)]
     facts += [("budget", files.budget)] if files.budget else []
@@ -163,6 +164,13 @@ def compose(folder: Path, reading: Reading, draw: bool = True) -> Page:
         recovered=attachments.recovered(folder, rows, labels),
         reductions=files.reductions,
     )
+
+
+def _missing(files: sweep_files.SweepFiles, known: set[str]) -> list[tuple[str, str]]:
+    """Of a sweep that is not done: what is said here is said without the rest."""
+    cells = frozenset[str]().union(*files.cells.values())
+    left = cells - known
+    return [("Not done", f"{len(left)} of {len(cells)} cells have no record yet")] if left else []
 
 
 def _statuses(rows: Sequence[Row]) -> tuple[tuple[str, int], ...]:
