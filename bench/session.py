@@ -26,6 +26,7 @@ from bench.records import Record, RecordStore
 from bench.remote import Remote
 from bench.spec import SweepPlan
 from bench.summary import outcome, table
+from bench.termination import interrupted_by_sigterm
 from bench.victims import VictimStore
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ class Session:
             checked = preflight.check_data(plan, options.cache)
             grants = starting.wait()
             self._write_manifest()  # not before: a command that is refused is not told of in the report
-            return self._compute(parts, checked, grants)
+            with interrupted_by_sigterm():
+                return self._compute(parts, checked, grants)
         except KeyboardInterrupt:
             done = len({record.id for record in self._store.read()} & {cell.id for cell in plan.cells})
             self._say(

@@ -206,6 +206,19 @@ def test_an_interrupt_keeps_what_failed_meanwhile(
     assert [record.reason for record in store.read()] == ["meanwhile"]
 
 
+def test_sigterm_ends_a_sweep_as_an_interrupt_does(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench import engine
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cluster, "ClusterStart", _Ready)
+    monkeypatch.setattr(engine, "run_sweep", lambda *given: signal.raise_signal(signal.SIGTERM))
+    assert sweep.main(_arguments(place)) == session.INTERRUPTED
+    assert "interrupted with 0 of 6 cells recorded" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), NoRoomError("no room")])
 def test_what_the_workers_did_is_told_and_kept_whatever_ends_the_sweep(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException
