@@ -24,7 +24,6 @@ from adapters.protocols import (
     TrainingData,
 )  # fmt: skip
 from bench.cells import Cell, content_hash
-from bench.clock import now
 from bench.memory import PeakMemory
 from bench.records import Passes
 from bench.scoring import Scorer, Scores
@@ -32,6 +31,7 @@ from bench.seeds import derive_seed
 from bench.splits import Split, clean_indices
 from bench.victims import Victim, new_model, poisoned_training_set
 from bench.watchdog import Watchdog
+from ibau_defense.cuda import now
 
 EFFECT_ASR = 0.2
 EFFECT_ACC_LOSS = 0.1

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.cells import Training
-from bench.clock import now
+from ibau_defense.cuda import now
 
 PAD = 4
 """Pixels by which augmentation pads an image before it crops."""

@@ -32,10 +32,15 @@ class Precision(NamedTuple):
     tf32: bool
 
 
-def now(device: torch.device) -> float:
-    """Seconds of ``time.perf_counter`` once ``device`` has done everything asked of it."""
+def synchronise(device: torch.device) -> None:
+    """Wait for all work on ``device``; a no-op on the CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def now(device: torch.device) -> float:
+    """Seconds of ``time.perf_counter`` once ``device`` has done everything asked of it."""
+    synchronise(device)
     return time.perf_counter()
 
 

@@ -28,7 +28,7 @@ from bench.timing.effect import Stretch, explore, time_to_effect
 from bench.timing.floors import Ceilings, PassTimes
 from bench.timing.parts import PARTS, network
 from bench.timing.scale import SCALES, name, one_a_dataset
-from ibau_defense import UniversalLoss
+from ibau_defense import UniversalLoss, cuda
 
 CPU = torch.device("cpu")
 ROUND, SCORING, COPY = 2.0, 100.0, 50.0
@@ -125,7 +125,7 @@ def known(runner: CellRunner, monkeypatch: pytest.MonkeyPatch) -> Any:
         }
     )  # fmt: skip
     prepared = runner.prepare(cell)
-    for module in (clock, defense_run):
+    for module in (clock, cuda, defense_run):
         fake = SimpleNamespace(perf_counter=CLOCK, monotonic=CLOCK)
         monkeypatch.setattr(module, "time", fake)
 

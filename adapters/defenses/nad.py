@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, ClassVar, Literal
@@ -77,8 +76,8 @@ class Nad(Defense):
                 teacher, clean, self._tuning(self.teacher_epochs), context, generator, change=change,
                 info={"phase": "teacher", "helper": True},
             )  # fmt: skip
-            if first.status != "ok":  # there is no student yet, and the teacher is never returned
-                return DefenseResult(copy.deepcopy(model).eval(), first.status, first.reason, details)
+            if first.status != "ok":  # the teacher is never returned; the student is the victim still
+                return tuned_result(student, model, first, details)
             loss = distillation(frozen_copy(teacher), layers, betas, self.power, self.precision)
             ending = tune(
                 student, clean, self._tuning(self.epochs), context, generator, loss=loss, change=change,

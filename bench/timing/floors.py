@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.clock import now
 from bench.records import Passes
 from ibau_defense import Network
+from ibau_defense.cuda import now
 from ibau_defense.objective import Theta
 
 REPETITIONS, WARM_UP = 7, 2

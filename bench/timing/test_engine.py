@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from adapters.protocols import PassCounter
 from bench.cells import Cell
-from bench.clock import synchronise
 from bench.defense_run import clean_set
 from bench.memory import PeakMemory
 from bench.records import Passes
@@ -20,6 +19,7 @@ from bench.timing.floors import Ceilings, pass_times
 from bench.timing.parts import PARTS, Precision, Work, network
 from bench.timing.scale import Scale
 from ibau_defense import UniversalLoss
+from ibau_defense.cuda import synchronise
 
 BATCH = 100
 CASES: list[tuple[str, Precision]] = [

@@ -13,7 +13,6 @@ from adapters import attacks
 from adapters.models.elu import ELU
 from adapters.models.simplified_vgg import WIDTHS
 from bench.cells import Cell
-from bench.clock import synchronise
 from bench.preflight import multiplications
 from bench.records import RecordStore
 from bench.run_cell import CellRunner, run_cell
@@ -22,6 +21,7 @@ from bench.timing.parts import Precision
 from bench.timing.scale import Scale
 from bench.training import autocast_dtype, train
 from bench.victims import new_model, poisoned_training_set
+from ibau_defense.cuda import synchronise
 
 PER_TRAINED_IMAGE = 3 * 2
 """Operations a multiplication of the forward pass stands for: it and an addition, forward and twice backward."""
