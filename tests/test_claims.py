@@ -13,8 +13,9 @@ from bench.report.claims import claims
 from bench.report.names import DOES_NOT, HOLDS, IN_PART
 from bench.report.rows import Row, from_record
 
-RATIO, FEW, ONLY, STABLE, FASTER, WIDTH, SIZE = (
-    "poison ratio", "100 clean images", "only defense", "stable", "13 times", "the width", "the clean images",
+RATIO, FEW, ONLY_FEW, ONLY, STABLE, FASTER, WIDTH, SIZE = (
+    "poison ratio", "Effective with 100", "only defense effective with 100", "effective in all", "stable", "13 times",
+    "the width", "the clean images",
 )  # fmt: skip
 
 
@@ -44,6 +45,9 @@ def verdict(part: str, *rows: Row) -> str | None:
         ((0.01, 0.3), (0.0, 0.5), IN_PART),  # varies least, and is not effective everywhere
         ((0.01, 0.9), (0.0, 0.1), DOES_NOT),
         ((0.01, 0.15), (0.9, 0.9), HOLDS),  # what never works cannot be steady
+        ((0.01, 0.9), (0.9, 0.9), DOES_NOT),  # nor is it a rival that one could be steadier than
+        ((0.9, 0.99), (0.9, 0.9), DOES_NOT),  # and that goes for I-BAU
+        ((0.9, 0.91), (0.0, 0.5), DOES_NOT),
     ],
 )
 def test_sensitivity_to_the_poison_ratio(ours: tuple[float, float], theirs: tuple[float, float], expected: str) -> None:
@@ -84,7 +88,16 @@ def test_sensitivity_is_compared_over_the_ratios_that_both_ran() -> None:
     found = claims([*ours, *nad])
     assert found is not None
     (told,) = (row[2].text for row in found.table.rows if RATIO in row[0].text)
-    assert told.endswith("I-BAU 10.0 points; NAD 5.0 points (there I-BAU 1.0 points)")
+    end = "I-BAU 10.0 points; NAD 5.0 points (there I-BAU 1.0 points); beside 1 of the paper's 6 baselines"
+    assert told.endswith(end)
+
+
+def test_where_no_baseline_is_effective_the_verdict_says_so() -> None:
+    rows = [case(name, asr, poison_ratio=ratio) for name, asr in (("ibau", 0.0), ("nad", 0.9)) for ratio in (0.2, 0.05)]
+    found = claims(rows)
+    assert found is not None
+    (told,) = (row[2].text for row in found.table.rows if RATIO in row[0].text)
+    assert told.endswith("I-BAU 0.0 points; no baseline is effective at any; beside 1 of the paper's 6 baselines")
 
 
 @pytest.mark.parametrize(("asr", "other", "expected"), [(0.1, 0.1, HOLDS), (0.1, 0.3, IN_PART), (0.3, 0.3, DOES_NOT)])
@@ -92,6 +105,31 @@ def test_few_clean_images(asr: float, other: float, expected: str) -> None:
     rows = [case("ibau", asr, clean_size=100), case("ibau", other, clean_size=100, attack="blend"), case("ibau", 0.0)]
     assert verdict(FEW, *rows) == expected
     assert verdict(FEW, rows[-1]) is None
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ((0.1, 0.1), (0.9, 0.9), HOLDS),
+        ((0.1, 0.1), (0.9, 0.1), IN_PART),  # a baseline works too, in fewer
+        ((0.1, 0.9), (0.9, 0.9), IN_PART),
+        ((0.1, 0.1), (0.1, 0.1), DOES_NOT),
+        ((0.9, 0.9), (0.9, 0.9), DOES_NOT),
+    ],
+)
+def test_the_only_one_effective_at_few_clean_images(
+    ours: tuple[float, float], theirs: tuple[float, float], expected: str
+) -> None:
+    attacks = ("badnets", "blend")
+    rows = [
+        case(name, asr, attack=attack, clean_size=100)
+        for name, each in (("ibau", ours), ("nad", theirs), ("fine_tuning", (0.0, 0.0)))
+        for attack, asr in zip(attacks, each, strict=True)
+    ]
+    more = [case("tabor", 0.0, attack=attack) for attack in attacks]  # of many images
+    assert verdict(ONLY_FEW, *rows, *more) == expected
+    assert verdict(ONLY_FEW, *rows[:2], *rows[4:], *more) is None
+    assert verdict(FEW, *rows) == (HOLDS if ours == (0.1, 0.1) else IN_PART if min(ours) < 0.2 else DOES_NOT)
 
 
 def test_losing_more_than_ten_points_of_acc_is_not_effective() -> None:
@@ -104,7 +142,9 @@ def test_losing_more_than_ten_points_of_acc_is_not_effective() -> None:
         ((0.0, 0.1), (0.0, 0.9), HOLDS),
         ((0.0, 0.1), (0.0, 0.1), IN_PART),  # not the only one
         ((0.0, 0.9), (0.9, 0.9), IN_PART),
+        ((0.0, 0.9), (0.0, 0.9), DOES_NOT),  # not everywhere, and not more often
         ((0.0, 0.9), (0.0, 0.0), DOES_NOT),
+        ((0.9, 0.9), (0.9, 0.9), DOES_NOT),  # nobody is
     ],
 )
 def test_the_only_one_effective_everywhere(
@@ -130,8 +170,8 @@ def test_the_only_one_is_compared_where_both_ran_and_with_baselines_alone() -> N
     found = claims([*ours, *tabor, *nad, *control])
     assert found is not None
     (line,) = [[value.text for value in row[1:]] for row in found.table.rows if ONLY in row[0].text]
-    told = "effective in: I-BAU 3 of 4; TABOR 2 of 2 (there I-BAU 2); NAD 0 of 4"
-    assert line == [IN_PART, f"{told}; not among the paper's baselines: Fine-tuning 4 of 4"]
+    told = "effective in: I-BAU 3 of 4; TABOR 2 of 2 (there I-BAU 2); NAD 0 of 4; not among the paper's baselines: "
+    assert line == [DOES_NOT, f"{told}Fine-tuning 4 of 4; beside 2 of the paper's 6 baselines"]
     assert verdict(ONLY, *ours[:3], *nad[3:], *control) is None  # NAD ran elsewhere
     assert verdict(ONLY, *ours[:3], *nad, *control) == HOLDS
 
@@ -146,6 +186,8 @@ def test_stability_is_compared_case_by_case_over_runs() -> None:
     assert verdict(STABLE, *one, *shaky("ibau", "blend"), *steady("naive_uap", "blend")) == IN_PART
     assert verdict(STABLE, *shaky("ibau", "badnets"), *steady("naive_uap", "badnets")) == DOES_NOT
     assert verdict(STABLE, *one[:5]) is None  # two runs show no spread
+    other = [replace(row, id=f"{row.id}'", settings={"batch_norm": "eval"}) for row in steady("naive_uap", "badnets")]
+    assert verdict(STABLE, *one, *other) == IN_PART  # than one way to do it, not than the other
 
 
 @pytest.mark.parametrize(("theirs", "expected"), [(26.1, HOLDS), (26.0, IN_PART), (2.0, DOES_NOT)])
@@ -156,6 +198,19 @@ def test_times_faster_than_the_quickest_baseline(theirs: float, expected: str) -
     rows = [ours, case("nad", seconds_to_effect=theirs), case("tabor", seconds_to_effect=99.0), *useless, everywhere]
     assert verdict(FASTER, *rows) == expected
     assert verdict(FASTER, ours, *useless) is None
+
+
+def test_quick_where_it_works_is_not_quick_where_it_fails() -> None:
+    ours = [case("ibau", seconds_to_effect=2.0), case("ibau", 0.9, attack="blend", seconds_to_effect=None)]
+    theirs = [case("nad", seconds_to_effect=99.0), case("nad", 0.9, attack="blend", seconds_to_effect=None)]
+    assert verdict(FASTER, *ours, *theirs) == HOLDS
+    works = case("tabor", attack="blend", seconds_to_effect=200.0)
+    shared = case("tabor", seconds_to_effect=200.0)
+    assert verdict(FASTER, *ours, *theirs, works, shared) == IN_PART
+    found = claims([*ours, *theirs, works, shared])
+    assert found is not None
+    (told,) = (row[2].text for row in found.table.rows if FASTER in row[0].text)
+    assert told.endswith("no effect of I-BAU where a baseline had it: 1 cell")
 
 
 def test_one_verdict_on_the_times_faster_in_both_places() -> None:

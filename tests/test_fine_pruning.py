@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -66,6 +66,28 @@ def test_a_masked_channel_cannot_learn_and_survives_a_copy() -> None:
     assert (gradient[mask == 0] == 0).all()
     assert (gradient[mask == 1] != 0).any()
     assert "mask" not in "".join(copied.state_dict())
+
+
+def test_absolute_activity_takes_the_dormant_first() -> None:
+    """Channels of outputs -1, 0.1 and 0.5: by the mean the first goes first, by the absolute value the second."""
+    model, images = nn.Sequential(nn.Conv2d(1, 3, 1)), torch.rand(5, 1, 4, 4)
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.copy_(torch.tensor([-1.0, 0.1, 0.5]))
+    torch.testing.assert_close(channel_activity(model, "0", images), torch.tensor([-1.0, 0.1, 0.5]))
+    torch.testing.assert_close(channel_activity(model, "0", images, absolute=True), torch.tensor([1.0, 0.1, 0.5]))
+
+
+@pytest.mark.parametrize("activity", ["mean", "absolute", None])
+def test_the_setting_orders_the_channels(activity: Literal["mean", "absolute"] | None) -> None:
+    model = network()
+    with torch.no_grad():  # channel 2 is far below zero, the others at it or above
+        model[1].bias.copy_(torch.tensor([3.0, 3.0, -9.0, 3.0, 0.0, 3.0]))
+        model[1].weight.fill_(0.001)
+    defense = FinePruning(activity=activity, layer="1", epochs=1, lr=1e-9, max_accuracy_drop=0.99)
+    pruned = defense.run(model, data(), context()).details["pruned_channels"]
+    assert len(pruned) == 5
+    assert (2 in pruned) == (activity != "absolute")
 
 
 def test_activity_is_the_mean_of_what_the_layer_puts_out() -> None:

@@ -211,27 +211,28 @@ def test_the_papers_marks() -> None:
             "lossy": marks.Outcome("nad", 0.7, 0.01, 0.9),
             "weak": marks.Outcome("fine_pruning", 0.9, 0.2, 0.9),
             "good": marks.Outcome("tabor", 0.85, 0.05, 0.9),
-            "ibau": marks.Outcome("ibau", 0.845, 0.13, 0.9),
+            "ibau": marks.Outcome("ibau", 0.845, 0.089, 0.9),
+            "leaky": marks.Outcome("ibau", 0.845, 0.091, 0.9),
         },
-        "cifar10",
     )
     assert found["none"] == ([], [])
     assert found["lossy"] == ([marks.ACC_LOST], [])
     assert found["weak"] == ([], [marks.ASR_HIGH])
     assert found["good"] == ([marks.BEST], [marks.BEST])
-    # ACC within one point; ASR eight points off, yet within four of guessing one class in ten.
+    # ACC within one point; ASR within four, and not quite. One class in ten is no excuse: ASR leaves the target out.
     assert found["ibau"] == ([marks.COMPARABLE], [marks.COMPARABLE])
+    assert found["leaky"] == ([marks.COMPARABLE], [])
 
 
 def test_a_control_is_not_the_best_of_the_baselines() -> None:
     """And where there is no baseline, I-BAU is comparable to none."""
     control, mine = marks.Outcome("fine_tuning", 0.9, 0.0, 0.9), marks.Outcome("mine", 0.9, 0.0, 0.9)
     ours, baseline = marks.Outcome("ibau", 0.85, 0.05, 0.9), marks.Outcome("tabor", 0.85, 0.05, 0.9)
-    found = marks.mark({"control": control, "mine": mine, "tabor": baseline, "ibau": ours}, "cifar10")
+    found = marks.mark({"control": control, "mine": mine, "tabor": baseline, "ibau": ours})
     assert found["control"] == found["mine"] == ([], [])
     assert found["tabor"] == ([marks.BEST], [marks.BEST])
     assert found["ibau"] == ([marks.COMPARABLE], [marks.COMPARABLE])
-    assert marks.mark({"control": control, "ibau": ours}, "cifar10")["ibau"] == ([], [])
+    assert marks.mark({"control": control, "ibau": ours})["ibau"] == ([], [])
 
 
 def test_a_record_tells_how_to_make_it_again(tmp_path: Path) -> None:

@@ -19,9 +19,13 @@ EVALUATION_BATCH = 128
 class FinePruning(Defense):
     """Prune the channels of the last feature map that clean images leave dormant, then fine-tune.
 
-    A channel's activity is its mean over clean images and pixels, where it enters the head. Channels go in ascending
-    order of activity, ``prune_step`` at a time, for as long as the accuracy on the validation part is at most
-    ``max_accuracy_drop`` below the unpruned model's; at least one channel stays. The rest of the clean set fine-tunes.
+    A channel's activity is its mean over clean images and pixels, where it enters the head. The authors' networks
+    have ReLU, where that is at least 0 and a dormant channel's is near it. Under ELU it may be negative, and the
+    plain mean, the default, takes away first what is far from dormant; ``activity: absolute`` is the mean of the
+    absolute value, which is near 0 where a channel is dormant under any activation. Channels go in ascending order
+    of activity, ``prune_step`` at a time, for as long as the accuracy on the validation part is at most
+    ``max_accuracy_drop`` below the unpruned model's; at least one channel stays. The rest of the clean set
+    fine-tunes.
     Round 0 is the pruned model, the others are epochs.
     """
 
@@ -32,6 +36,8 @@ class FinePruning(Defense):
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Of the clean set: 1,000 of the paper's 5,000."""
     prune_step: Annotated[int, Field(ge=1)] = 1
+    activity: Literal["mean", "absolute"] | None = None
+    """What orders the channels; null: the mean."""
     layer: str | None = None
     """The module whose output channels are pruned; null: the network's last feature map."""
     epochs: Annotated[int, Field(ge=1)] = 10
@@ -67,7 +73,8 @@ class FinePruning(Defense):
         return self.layer
 
     def _prune(self, model: nn.Module, layer: str, validation: LabelledImages, context: DefenseContext) -> Pruning:
-        activity = channel_activity(model, layer, validation.images, self.precision)
+        absolute = self.activity == "absolute"
+        activity = channel_activity(model, layer, validation.images, self.precision, absolute=absolute)
         order = activity.argsort(stable=True)
         before = self._accuracy(model, validation)
         kept, after, finished = torch.ones_like(activity), before, True
@@ -113,13 +120,17 @@ class Pruning(NamedTuple):
         }
 
 
-def channel_activity(model: nn.Module, layer: str, images: Tensor, precision: str = "float32") -> Tensor:
-    """(C,) float32: the mean of each channel of ``layer``'s output over images and pixels."""
+def channel_activity(
+    model: nn.Module, layer: str, images: Tensor, precision: str = "float32", *, absolute: bool = False
+) -> Tensor:
+    """(C,) float32: the mean of each channel of ``layer``'s output, or of that one's absolute value, over images and
+    pixels."""
     totals = []
     with torch.no_grad(), captured(model, [layer]) as outputs, autocast(images.device, precision):
         for batch in images.split(EVALUATION_BATCH):
             model(batch.contiguous(memory_format=torch.channels_last))
-            totals.append(outputs[layer].float().flatten(2).mean(dim=2).sum(dim=0))
+            output = outputs[layer].float().flatten(2)
+            totals.append((output.abs() if absolute else output).mean(dim=2).sum(dim=0))
     return torch.stack(totals).sum(dim=0) / len(images)
 
 

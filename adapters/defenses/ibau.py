@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 from torch import nn
@@ -79,6 +79,24 @@ class Ibau(Defense):
     sharp: bool | None = None
     far: bool | None = None
     warmup: Annotated[int, Field(ge=1)] | None = None
+
+    @classmethod
+    def of_recipe(cls, name: str) -> dict[str, Any]:
+        """What each setting left at None is in the recipe ``name``, without those that do nothing there."""
+        recipe = RECIPES[name]
+        solver, starts = recipe.solver, recipe.starts
+        values = {key: getattr(recipe, key) for key in cls.model_fields if hasattr(recipe, key)}
+        values |= {"solver": solver.name, "solver_steps": solver.max_steps, "damping": solver.damping}
+        values |= {"solver_step": getattr(solver, "step", None), "starts": starts is not None}
+        ascent = recipe.ascent
+        values |= {"ascent_lr": ascent.step_size, "ascent_optimizer": ascent.optimizer}
+        values["ascent_steps"] = ascent.steps or "one a mini-batch"
+        values["batch_size"] = recipe.batch_size or "all images"
+        if starts:
+            values |= {"windows": starts.windows, "harmful": starts.harmful, "far": starts.far > 0}
+            values["sharp"] = recipe.sharp is not None
+        idle = {key for keys, _ in cls(recipe=cast("RecipeName", name))._idle(recipe) for key in keys}
+        return {key: value for key, value in values.items() if key not in idle and value is not None}
 
     def settings(self) -> Recipe:
         """The named recipe with every setting that was given."""

@@ -91,7 +91,7 @@ def undefended(row: Row) -> Row:
 def pairs(line: Line) -> dict[str, Pair]:
     """(ACC, ASR) of every column, marked as the paper marks them."""
     found = {column: (estimate(rows, "acc"), estimate(rows, "asr")) for column, rows in line.cells.items()}
-    marked = marks.mark(_outcomes(line, found), beside.original(line.first.dataset))
+    marked = marks.mark(_outcomes(line, found))
     values: dict[str, Pair] = {}
     for column, (acc, asr) in found.items():
         if acc is None or asr is None:

@@ -18,7 +18,8 @@ FEW_IMAGES, RUNS = 100, 3
 NOTE = (
     "Effective: mean ASR under 20 % and at most 10 points of ACC lost, in no repetition diverged or out of time. A "
     "verdict is on these records alone, compares means, and is missing where they do not bear on the claim; intervals "
-    "and conditions stand in the tables."
+    "and conditions stand in the tables. It is on the recipe it names: fast, where none is named, is ours and has many "
+    "starts and no implicit term, which the paper's algorithm has."
 )
 
 
@@ -65,7 +66,9 @@ def claims(tried: Sequence[Row]) -> Titled | None:
 def least_sensitive_to_poison_ratio(found: Evidence) -> Verdict | None:
     """Effective at every ratio, and its ASR varies no more than that of any baseline effective at one of them.
 
-    Over the ratios at which both ran. A baseline that breaks down at one of them is not steady.
+    Over the ratios at which both ran. A baseline that breaks down at one of them is not steady. What is effective at
+    no ratio is not steady either, however even its ASR: of I-BAU the claim then does not hold, of a baseline it decides
+    nothing.
     """
     kept, _ = settings.along([row for rows in found.rows.values() for row in rows], ratios.AXIS)
     ids = {row.id for row in kept}
@@ -79,12 +82,15 @@ def least_sensitive_to_poison_ratio(found: Evidence) -> Verdict | None:
     beside = [name for name in spans if any(map(_effective, at[name].values()))]
     rivals = [name for name in beside if name in baselines]
     broken = {name for name in beside for rows in at[name].values() for row in rows if not row.scored}
-    least = all(ours <= theirs for ours, theirs in (spans[name] for name in rivals if name not in broken))
+    steadier = [ours <= theirs for ours, theirs in (spans[name] for name in rivals if name not in broken)]
     told = {name: ratios.variation(name, spans[name], (found.ours, whole), name in broken) for name in beside}
     figures = "; ".join([f"{found.ours} {names.points(whole)}", *(told[name] for name in rivals)])
     more = _besides([told[name] for name in beside if name not in rivals])
-    able = all(map(_effective, own.values()))
-    return _graded(able, least, f"ASR varies with the ratio by, at most: {figures}{more}")
+    none = "" if rivals else "; no baseline is effective at any"
+    good = [_effective(rows) for rows in own.values()]
+    able, least = all(good), bool(rivals) and all(steadier)
+    word = HOLDS if able and all(steadier) else IN_PART if any(good) and (able or least) else DOES_NOT
+    return Verdict(word, f"ASR varies with the ratio by, at most: {figures}{none}{more}; {_of_six(baselines, found)}")
 
 
 def effective_at_few_images(found: Evidence) -> Verdict | None:
@@ -97,36 +103,50 @@ def effective_at_few_images(found: Evidence) -> Verdict | None:
     return Verdict(HOLDS if able == of else IN_PART if able else DOES_NOT, f"effective in: {'; '.join(told)}")
 
 
+def only_one_effective_at_few_images(found: Evidence) -> Verdict | None:
+    """Effective in every attack case at 100 clean images or fewer, and none of the paper's baselines in any that both
+    ran in; in part if it is effective in more of these than each of them."""
+    ours = _outcomes([row for row in found.rows[found.ours] if _few(row)])
+    shared = {name: each for name in found.others if (each := _outcomes(found.rows[name], ours.keys()))}
+    rivals = [name for name in shared if found.rows[name][0].defense in published.BASELINES]
+    if not rivals:
+        return None
+    alone = all(ours.values()) and not any(any(shared[name].values()) for name in rivals)
+    word = HOLDS if alone else IN_PART if _ahead(ours, [shared[name] for name in rivals]) else DOES_NOT
+    return Verdict(word, _compared(ours, shared, rivals, found))
+
+
 def only_one_effective_everywhere(found: Evidence) -> Verdict | None:
-    """Effective in all settings, where every one of the paper's baselines fails in some that both ran in."""
+    """Effective in all settings, where every one of the paper's baselines fails in some that both ran in; in part if
+    it is effective in all, or in more of these than each of them."""
     ours = _outcomes(found.rows[found.ours])
     shared = {name: _outcomes(found.rows[name], ours.keys()) for name in found.others}
     shared = {name: each for name, each in shared.items() if len(each) > 1}
     rivals = [name for name in shared if found.rows[name][0].defense in published.BASELINES]
     if not rivals:
         return None
-    alone = all(ours.values()) and not any(all(shared[name].values()) for name in rivals)
-    ahead = all(sum(shared[name].values()) <= sum(ours[key] for key in shared[name]) for name in rivals)
-    told = {name: _told(each, ours, found.ours) for name, each in shared.items()}
-    figures = "; ".join([f"{found.ours} {_told(ours, ours, '')}", *(f"{name} {told[name]}" for name in rivals)])
-    more = _besides([f"{name} {text}" for name, text in told.items() if name not in rivals])
-    return Verdict(HOLDS if alone else IN_PART if ahead else DOES_NOT, f"effective in: {figures}{more}")
+    able = all(ours.values())
+    alone = able and not any(all(shared[name].values()) for name in rivals)
+    ahead = able or _ahead(ours, [shared[name] for name in rivals])
+    return Verdict(HOLDS if alone else IN_PART if ahead else DOES_NOT, _compared(ours, shared, rivals, found))
 
 
 def more_stable_than_naive(found: Evidence) -> Verdict | None:
-    """Over runs that differ in seed or run alone, its ASR ranges less than that of naive adversarial training."""
-    naive = next((rows for rows in found.rows.values() if rows[0].defense == "naive_uap"), None)
-    if naive is None:
-        return None
-    spans = [{key: _span(rows) for key, rows in _settings(ratios.with_asr(each)).items() if len(rows) >= RUNS}
-             for each in (found.rows[found.ours], naive)]  # fmt: skip
-    shared = [(spans[0][key], spans[1][key]) for key in spans[0].keys() & spans[1].keys()]
+    """Over runs that differ in seed or run alone, its ASR ranges less than that of naive adversarial training; of
+    several ways to do that, than that of each."""
+    ours = _spans(found.rows[found.ours])
+    naive = {name: _spans(rows) for name, rows in found.rows.items() if rows[0].defense == "naive_uap"}
+    shared = [(name, ours[key], spans[key]) for name, spans in naive.items() for key in ours.keys() & spans.keys()]
     if not shared:
         return None
-    less = sum(ours < theirs for ours, theirs in shared)
-    ours, theirs = (max(each) for each in zip(*shared, strict=True))
-    told = f"range of ASR over runs, at most: {names.points(ours)} against {names.points(theirs)}; {len(shared)} cases"
-    return Verdict(HOLDS if less == len(shared) else IN_PART if less else DOES_NOT, told)
+    less = [mine < theirs for _, mine, theirs in shared]
+    told = [
+        f"{names.points(max(mine for _, mine, _ in each))} against {names.points(max(theirs for *_, theirs in each))}"
+        f"{f' ({name})' if len(naive) > 1 else ''}; {len(each)} case{'s' * (len(each) > 1)}"
+        for name, each in by(shared, lambda one: one[0]).items()
+    ]
+    word = HOLDS if all(less) else IN_PART if any(less) else DOES_NOT
+    return Verdict(word, f"range of ASR over runs, at most: {'; '.join(told)}")
 
 
 def thirteen_times_faster(found: Evidence) -> Verdict | None:
@@ -150,6 +170,7 @@ def gap_falls_with_clean_images(found: Evidence) -> Verdict | None:
 CLAIMS: tuple[tuple[str, Claim], ...] = (
     ("Least sensitive to the poison ratio (Table 4)", least_sensitive_to_poison_ratio),
     ("Effective with 100 clean images (Table 5)", effective_at_few_images),
+    ("The only defense effective with 100 clean images (abstract)", only_one_effective_at_few_images),
     ("The only defense effective in all settings (Section 7)", only_one_effective_everywhere),
     ("More stable than the naive heuristic (Figure 1)", more_stable_than_naive),
     ("More than 13 times faster than the most efficient baseline (abstract)", thirteen_times_faster),
@@ -185,10 +206,6 @@ def _curve(rows: Sequence[Row], axis: Callable[[Row], float | None]) -> list[tup
     return [(at, found.mean) for at, found in means if found]
 
 
-def _graded(first: bool, second: bool, figures: str) -> Verdict:
-    return Verdict(HOLDS if first and second else IN_PART if first or second else DOES_NOT, figures)
-
-
 def _besides(told: Sequence[str]) -> str:
     """What controls do, and defenses of one's own: no rivals, but to be read beside them."""
     return f"; not among the paper's baselines: {', '.join(told)}" if told else ""
@@ -206,6 +223,30 @@ def _settings(rows: Sequence[Row]) -> dict[_Setting, list[Row]]:
 def _outcomes(rows: Sequence[Row], among: Collection[_Setting] | None = None) -> dict[_Setting, bool]:
     """Whether the defense is effective in each setting, or in each of those that are ``among``."""
     return {key: _effective(each) for key, each in _settings(rows).items() if among is None or key in among}
+
+
+def _ahead(ours: Mapping[_Setting, bool], rivals: Sequence[Mapping[_Setting, bool]]) -> bool:
+    """Whether ours is effective in more settings than each rival, of those that the rival ran in."""
+    return all(sum(each.values()) < sum(ours[key] for key in each) for each in rivals)
+
+
+def _compared(
+    ours: Mapping[_Setting, bool],
+    shared: Mapping[str, Mapping[_Setting, bool]],
+    rivals: Sequence[str],
+    found: Evidence,
+) -> str:
+    """In how many settings each is effective: ours, the paper's baselines, and what else there is."""
+    told = {name: f"{name} {_told(each, ours, found.ours)}" for name, each in shared.items()}
+    figures = "; ".join([f"{found.ours} {_told(ours, ours, '')}", *(told[name] for name in rivals)])
+    more = _besides([text for name, text in told.items() if name not in rivals])
+    return f"effective in: {figures}{more}; {_of_six(rivals, found)}"
+
+
+def _of_six(names_: Collection[str], found: Evidence) -> str:
+    """How many of the paper's baselines the verdict rests on."""
+    kinds = {found.rows[name][0].defense for name in names_}
+    return f"beside {len(kinds)} of the paper's {len(published.BASELINES)} baselines"
 
 
 def _told(outcomes: Mapping[_Setting, bool], ours: Mapping[_Setting, bool], name: str) -> str:
@@ -228,6 +269,11 @@ def _effective(rows: Sequence[Row]) -> bool:
     assert asr is not None
     before = [row.before["acc"] for row in rows if "acc" in row.before]
     return marks.Outcome(rows[0].defense, acc.mean, asr.mean, sum(before) / len(before) if before else None).effective
+
+
+def _spans(rows: Sequence[Row]) -> dict[_Setting, float]:
+    """The range of ASR in each setting with enough runs."""
+    return {key: _span(each) for key, each in _settings(ratios.with_asr(rows)).items() if len(each) >= RUNS}
 
 
 def _span(rows: Sequence[Row]) -> float:

@@ -44,7 +44,12 @@ get a line for each of those folders: how long its sweep took, and on what (``be
     <!-- looseness: results/theory -->
     <!-- /looseness -->
 
-say how many times the theorems' bounds are the measured gaps (``bench.report.looseness``). ``--check`` writes nothing
+say how many times the theorems' bounds are the measured gaps (``bench.report.looseness``). Blocks of the form
+
+    <!-- settings: nad -->
+    <!-- /settings -->
+
+get the settings of that defense (``bench.report.defense_settings``). ``--check`` writes nothing
 and exits with 1 where a document is stale; whether a figure's bytes are, it does not say: they vary with fonts.
 """
 
@@ -60,7 +65,7 @@ from typing import Any
 
 from adapters.errors import UserError
 from bench.records import Record, RecordStore
-from bench.report import driver, faults, looseness, markdown, runs, timings
+from bench.report import defense_settings, driver, faults, looseness, markdown, runs, timings
 from bench.report.groups import by
 from bench.report.page import Drawn, compose
 from bench.report.rows import read
@@ -70,6 +75,7 @@ FAULTS = re.compile(r"(<!-- faults: (?P<folder>\S+) -->\n).*?(<!-- /faults -->)"
 DRIVER = re.compile(r"(<!-- driver: (?P<file>\S+) -->\n).*?(<!-- /driver -->)", re.DOTALL)
 RUNS = re.compile(r"(<!-- runs: (?P<folders>[^>]+?) -->\n).*?(<!-- /runs -->)", re.DOTALL)
 LOOSENESS = re.compile(r"(<!-- looseness: (?P<folder>\S+) -->\n).*?(<!-- /looseness -->)", re.DOTALL)
+SETTINGS = re.compile(r"(<!-- settings: (?P<defense>\S+) -->\n).*?(<!-- /settings -->)", re.DOTALL)
 PLOT = re.compile(r"(<!-- plot: (?P<folder>\S+) (?P<stem>\S+) -->\n).*?(<!-- /plot -->)", re.DOTALL)
 TIMING = re.compile(r"(<!-- timing: (?P<folder>\S+) (?P<what>\S+) -->\n).*?(<!-- /timing -->)", re.DOTALL)
 REPORT = re.compile(r"(<!-- report: (?P<folder>\S+) (?P<stem>\S+) -->\n).*?(<!-- /report -->)", re.DOTALL)
@@ -128,9 +134,12 @@ def embed(text: str, root: Path) -> str:
     def ran(match: re.Match[str]) -> str:
         return match[1] + runs.table([root / name for name in match["folders"].split()]) + match[3]
 
+    def takes(match: re.Match[str]) -> str:
+        return match[1] + defense_settings.table(match["defense"]) + match[3]
+
     blocks = (
         (BLOCK, fill), (REPORT, reported), (FAULTS, tell), (DRIVER, simulated), (PLOT, plot), (TIMING, timing),
-        (LOOSENESS, loose), (RUNS, ran),
+        (LOOSENESS, loose), (RUNS, ran), (SETTINGS, takes),
     )  # fmt: skip
     for pattern, write in blocks:
         text = pattern.sub(write, text)

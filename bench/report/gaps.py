@@ -45,7 +45,7 @@ def by_width(scored: Sequence[Row]) -> Titled | None:
     several = over_width(scored)
     if not several:
         return None
-    left = (Head("Model", numeric=False), Head("Parameters"), Head("W"))
+    left = (Head("Model", numeric=False), Head("Parameters (paper)"), Head("W (paper)"))
     return Titled("7_width", "Table 7 · Error gap over width", _table(several, left, _network))
 
 

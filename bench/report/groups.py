@@ -135,6 +135,9 @@ def repetitions(found: Iterable[Estimate]) -> str:
 
 def _half_width(values: Sequence[float], mean: float) -> float:
     count = len(values)
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
+    try:
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
+    except OverflowError:  # of what somebody else's record may hold
+        return math.inf
     quantile = _T95[count - 2] if count - 2 < len(_T95) else 1.96 + 2.5 / (count - 1)
     return quantile * deviation / math.sqrt(count)

@@ -12,8 +12,6 @@ MAX_ACC_LOSS = 0.1
 ACC_GAP = 0.01
 ASR_GAP = 0.04
 
-_CLASSES = {"digits": 10, "cifar10": 10, "gtsrb": 43}
-
 
 @dataclass(frozen=True)
 class Mark:
@@ -37,8 +35,9 @@ BEST = Mark(
 COMPARABLE = Mark(
     "comparable",
     "✓",
-    "I-BAU comparable to ★ or better: ACC less than 1 point below it; ASR less than 4 points above it "
-    "or above guessing the target. Where none of the baselines there has a ★: neither ▲ nor ▼",
+    "I-BAU comparable to ★ or better: ACC less than 1 point below it; ASR less than 4 points above it. (The paper also "
+    "lets pass an ASR near guessing the target; its ASR counts the target's own images, ours does not.) Where none of "
+    "the baselines there has a ★: neither ▲ nor ▼",
     "I-BAU comparable to it or better",
 )
 UNDETECTED = Mark("undetected", "×", "no trigger was detected, and the model left as it was", "no trigger detected")
@@ -64,7 +63,7 @@ class Outcome:
         return not any(self.failings)
 
 
-def mark(outcomes: Mapping[str, Outcome], dataset: str) -> dict[str, tuple[Sequence[Mark], Sequence[Mark]]]:
+def mark(outcomes: Mapping[str, Outcome]) -> dict[str, tuple[Sequence[Mark], Sequence[Mark]]]:
     """Marks for (ACC, ASR) of each column. No defense is marked nothing: it is the yardstick.
 
     I-BAU is measured by the paper's baselines; controls, and defenses of one's own, have ▲ and ▼ alone.
@@ -78,17 +77,15 @@ def mark(outcomes: Mapping[str, Outcome], dataset: str) -> dict[str, tuple[Seque
         if key == best:
             acc, asr = [*acc, BEST], [*asr, BEST]
         if outcome.defense == "ibau" and baselines:
-            good_acc, good_asr = _comparable(outcome, able[best] if best else None, dataset)
+            good_acc, good_asr = _comparable(outcome, able[best] if best else None)
             acc = [*acc, COMPARABLE] if good_acc and not acc else acc
             asr = [*asr, COMPARABLE] if good_asr and not asr else asr
         found[key] = (acc, asr)
     return found
 
 
-def _comparable(ours: Outcome, best: Outcome | None, dataset: str) -> tuple[bool, bool]:
+def _comparable(ours: Outcome, best: Outcome | None) -> tuple[bool, bool]:
     """Whether I-BAU's ACC and ASR are comparable. Where no baseline works, working is enough."""
     if best is None:
         return ours.effective, ours.effective
-    classes = _CLASSES.get(dataset)
-    near_guess = classes is not None and ours.asr < 1 / classes + ASR_GAP
-    return ours.acc > best.acc - ACC_GAP, ours.asr < best.asr + ASR_GAP or near_guess
+    return ours.acc > best.acc - ACC_GAP, ours.asr < best.asr + ASR_GAP
