@@ -116,7 +116,8 @@ class DefenseRun:
         micro_batch: int | None = None,
         watch_memory: bool = True,
     ) -> None:
-        self._defense, self._clean, self._on_round = build_defense(cell), clean, on_round
+        self._defense, self._on_round = build_defense(cell), on_round
+        self._clean = LabelledImages(*(part.clone() for part in clean))  # whatever a plug-in does to it
         self._model = copy.deepcopy(prepared.victim.model)
         self._clock, self._passes, self._watchdog = Clock(device), PassCounter(), Watchdog(cell.time_limit)
         self._detach = self._passes.attach(self._model)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ibau_defense.graphs import Product
 from ibau_defense.objective import Objective, Theta, UniversalLoss, graphs_of, value_and_gradients
@@ -155,9 +157,24 @@ class _Graph:
         return tuple(self._product("mixed", w, self._theta))
 
 
+@contextmanager
+def _differentiable_twice() -> Iterator[None]:
+    """Attention by plain products inside: its fused kernels have one derivative. Names what has no second one."""
+    with sdpa_kernel(SDPBackend.MATH):
+        try:
+            yield
+        except RuntimeError as error:
+            if "derivative for" not in str(error):
+                raise
+            raise RuntimeError(
+                f"{error}: this network cannot be differentiated twice; curvature and mixed 'directional' "
+                "differentiate it once"
+            ) from error
+
+
 def _with_graph(part: Objective, delta: Tensor, theta: Theta) -> Tensor:
     """∇₁G of one part with the graph to differentiate it again."""
-    with torch.enable_grad():
+    with torch.enable_grad(), _differentiable_twice():
         (gradient,) = torch.autograd.grad(part(delta, theta), delta, create_graph=True)
     return gradient
 
@@ -166,7 +183,8 @@ def _again(gradient: Tensor, inputs: tuple[Tensor, ...], v: Tensor, *, keep: boo
     """∇⟨gradient, v⟩ in ``inputs``, detached; zero where it does not depend on them."""
     if not gradient.requires_grad:  # G is linear in δ and free of θ
         return [torch.zeros_like(x) for x in inputs]
-    found = torch.autograd.grad(gradient, inputs, v, retain_graph=keep, allow_unused=True)
+    with _differentiable_twice():
+        found = torch.autograd.grad(gradient, inputs, v, retain_graph=keep, allow_unused=True)
     return [torch.zeros_like(x) if g is None else g.detach() for g, x in zip(found, inputs, strict=True)]
 
 
@@ -177,7 +195,7 @@ def _gradient(objective: Objective, delta: Tensor, theta: Theta) -> Tensor:
 def _forward_over_reverse(objective: Objective, delta: Tensor, theta: Theta, v: Tensor) -> Tensor:
     product = torch.zeros_like(delta)
     for part in objective.parts():
-        with torch.enable_grad():
+        with torch.enable_grad(), _differentiable_twice():
             gradient = torch.func.grad(lambda d, p=part: p(d, theta))
             found = torch.func.jvp(gradient, (delta,), (v,))[1]
         product = product + found.detach()
@@ -216,7 +234,7 @@ def _gauss_newton(objective: Objective, delta: Tensor, theta: Theta, v: Tensor) 
 
 
 def _gauss_newton_part(part: HasOutputs, delta: Tensor, theta: Theta, v: Tensor) -> Tensor:
-    with torch.enable_grad():
+    with torch.enable_grad(), _differentiable_twice():
         outputs, moved = torch.func.jvp(lambda d: part.outputs(d, theta), (delta,), (v,))[:2]
         bend = torch.func.jvp(torch.func.grad(part.loss_of_outputs), (outputs.detach(),), (moved.detach(),))[1]
         point = delta.detach().requires_grad_(True)

@@ -143,12 +143,12 @@ class Guard:
         return value, accuracy
 
     def _keep(self) -> None:
-        self._state = [parameter.detach().clone() for parameter in self.network.module.parameters()]
+        self._state = [parameter.detach().clone() for parameter in self.network.parameters]
         self._optimizer_state: dict[str, Any] = copy.deepcopy(self.optimizer.state_dict()["state"])
 
     @torch.no_grad()
     def _restore(self) -> None:
-        for parameter, kept in zip(self.network.module.parameters(), self._state, strict=True):
+        for parameter, kept in zip(self.network.parameters, self._state, strict=True):
             parameter.copy_(kept)
         tree = self.optimizer.state_dict()
         tree["state"] = copy.deepcopy(self._optimizer_state)

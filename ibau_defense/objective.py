@@ -53,7 +53,8 @@ class Network:
     """A classifier as a pure function of its parameters: evaluation mode, running statistics untouched.
 
     Holds a private copy of the module: the caller's mode, ``requires_grad`` flags, gradients and buffers are never
-    changed. Dropout is off and BatchNorm uses its running statistics, as in the authors' code.
+    changed. Dropout is off and BatchNorm uses its running statistics, as in the authors' code. θ is the parameters that
+    take a gradient in the caller's module, all of them where none does; the others stay as they are.
 
     Args:
         module: (n, C, H, W) float in [0, 1] to (n, num_classes) logits.
@@ -76,6 +77,7 @@ class Network:
         twice: bool = False,
     ) -> None:
         self.module = copy.deepcopy(module).eval()
+        free = {name for name, parameter in self.module.named_parameters() if parameter.requires_grad}
         self.module.requires_grad_(False)
         if twice:
             ease_double_backward(self.module)
@@ -83,14 +85,19 @@ class Network:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if channels_last:
             self.module = self.module.to(memory_format=torch.channels_last)
-        self.names = [name for name, _ in self.module.named_parameters()]
+        self.names = [name for name, _ in self.module.named_parameters() if name in free or not free]
         self._buffers = dict(self.module.named_buffers())
         self.graphs: Graphs | None = None
 
     @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Those of the private module that θ is made of, in the order of ``names``."""
+        return [self.module.get_parameter(name) for name in self.names]
+
+    @property
     def theta(self) -> Theta:
         """The parameters, detached, in the order of ``names``; they alias the private module's storage."""
-        return tuple(parameter.detach() for parameter in self.module.parameters())
+        return tuple(parameter.detach() for parameter in self.parameters)
 
     def __call__(self, images: Tensor, theta: Theta) -> Tensor:
         """(n, C, H, W) images to (n, num_classes) logits in the precision of θ."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ibau_defense.ascent import AscentResult, ascend
 from ibau_defense.balls import Ball, L2Ball
-from ibau_defense.clean_set import check_clean_set
+from ibau_defense.clean_set import check_clean_set, check_tensors
 from ibau_defense.cuda import computing, graphs_for, micro_batch, now, precision
 from ibau_defense.diagnostics import RoundReport, StepReport, summarise
 from ibau_defense.graphs import Tally
@@ -22,6 +22,7 @@ from ibau_defense.guard import Guard, Verdict, hold_back
 from ibau_defense.implicit import Response, response_product
 from ibau_defense.objective import Network, Objective, Theta, UniversalLoss, value_and_gradients
 from ibau_defense.parallel import ranks_from
+from ibau_defense.probe import probe
 from ibau_defense.recipes import RECIPES, Recipe, Sharp
 from ibau_defense.starts import Search, Window, ascend_from_many, harm_weights
 
@@ -85,6 +86,13 @@ class IBAU:
     seed: int = 0
     group: ProcessGroup | Literal["world"] | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.ball, Ball):
+            raise ValueError(f"ball: found {self.ball!r}; expected a ball, L2Ball(10.0) for one")
+        for name, least in (("rounds", self.rounds), ("micro_batch", self.micro_batch)):
+            if least is not None and least < 1:
+                raise ValueError(f"{name}: found {least}; expected at least 1")
+
     def settings(self) -> Recipe:
         """The recipe with this instance's ``rounds``."""
         if isinstance(self.recipe, str) and self.recipe not in RECIPES:
@@ -104,7 +112,9 @@ class IBAU:
         """Unlearn on a clean set; ``model`` itself is left exactly as it was.
 
         Args:
-            model: (n, C, H, W) float in [0, 1] to logits (n, num_classes); parameters on the images' device.
+            model: (n, C, H, W) float in [0, 1] to logits (n, num_classes); parameters on the images' device, of their
+                dtype. Frozen ones (``requires_grad`` False) stay as they are. A plain module: no ``DataParallel``, no
+                TorchScript.
             images: (n, C, H, W) float in [0, 1].
             labels: (n,) int64.
             on_round: called with a copy of the current model, in evaluation mode, after each round.
@@ -113,9 +123,10 @@ class IBAU:
         Raises:
             ValueError: no images, or a share of carriers that leaves some mini-batch without any image carrying δ:
                 such a step would train on clean images only and look like unlearning. Images or labels of another
-                type, not as many of them, pixels that are NaN or outside [0, 1]. With ``group``, also where the ranks'
-                models or images differ.
+                type, not as many of them, pixels that are NaN or outside [0, 1]; a model that they do not fit
+                (``ibau_defense.probe``). With ``group``, also where the ranks' models or images differ.
         """
+        check_tensors(images, labels)
         with computing(precision(images.device, reduced=self.settings().autocast), images.device):
             run = _Run(self, self.settings(), model, images, labels)
             reports: list[RoundReport] = []
@@ -137,14 +148,20 @@ class _Run:
     def __init__(self, ibau: IBAU, recipe: Recipe, model: nn.Module, images: Tensor, labels: Tensor) -> None:
         self.ibau, self.recipe, self._source = ibau, recipe, model
         policy = precision(images.device, reduced=recipe.autocast)
+        self.ranks = ranks_from(ibau.group)
+        if self.ranks:
+            self.ranks.check_same("model", tuple(parameter.detach() for parameter in model.parameters()))
+            self.ranks.check_same("images, labels", [images, labels])
+        check_clean_set(images, labels)  # after the ranks have the same one: all of them refuse it, or none
+        fits = bool(len(images)) and probe(model, images, labels, channels_last=recipe.channels_last)
         self.network = Network(
             model,
             autocast=policy.autocast,
-            channels_last=recipe.channels_last,
+            channels_last=fits,
             twice=recipe.implicit and recipe.curvature == "exact" == recipe.mixed and not recipe.autocast,
         )
         self.generator = torch.Generator().manual_seed(ibau.seed)
-        self.parameters = list(self.network.module.parameters())
+        self.parameters = self.network.parameters
         self.taken, self.descended, self.sharp = 0, 0, cast("Sharp | None", None)
         self.moved = False
         self._sound = (0, 0)  # both at the guard's last good check
@@ -152,11 +169,6 @@ class _Run:
         self.optimizer = optimizer(self.parameters, lr=recipe.outer_lr)
         self.status, self.reason = "ok", cast("str | None", None)
         self.images, self.labels, self.guard = images.detach(), labels, cast("Guard | None", None)
-        self.ranks = ranks_from(ibau.group)
-        if self.ranks:
-            self.ranks.check_same("model", self.network.theta)
-            self.ranks.check_same("images, labels", [self.images, labels])
-        check_clean_set(self.images, labels)  # after the ranks have the same one: all of them refuse it, or none
         held: Tensor | None = None
         if recipe.guard and len(images):
             kept, held = (index.to(images.device) for index in hold_back(recipe.guard, labels, self.generator))
@@ -164,8 +176,8 @@ class _Run:
         recipe.check_images(len(self.images))
         self.search = Search(recipe.starts, self.images.shape[1:], self.generator) if recipe.starts else None
         largest = max(recipe.batch_size or len(self.images), self.search.largest if self.search else 0)
-        probe = UniversalLoss(self.network, self.images[:2], self.labels[:2], clip=recipe.clip)
-        self.micro_batch = ibau.micro_batch or micro_batch(probe, largest)
+        sample = UniversalLoss(self.network, self.images[:2], self.labels[:2], clip=recipe.clip)
+        self.micro_batch = ibau.micro_batch or micro_batch(sample, largest)
         if recipe.guard and held is not None:
             self.guard = Guard(
                 recipe.guard, self.network, self.optimizer, images.detach()[held], labels[held], self.ranks,

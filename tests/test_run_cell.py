@@ -58,6 +58,9 @@ class Scripted(Defense):
         if self.do == "poison":
             with torch.no_grad():
                 next(model.parameters()).fill_(float("nan"))
+        if self.do == "spoil":
+            clean.images.zero_()
+            clean.labels.zero_()
         if self.do == "find":
             details = {"scores": [1.0, float("inf")], "flagged": ()}
             return DefenseResult(model.eval(), "no_trigger_detected", "nothing", details)
@@ -280,6 +283,12 @@ def test_a_defense_cannot_touch_the_victim(runner: CellRunner) -> None:
     ruined = runner.run(_cell("poison"))
     assert ruined.acc == 0
     assert runner.run(_cell()).acc == before.acc
+
+
+def test_a_defense_cannot_touch_the_clean_set_that_its_error_gap_is_of(runner: CellRunner) -> None:
+    spoilt, left = (runner.run(_cell(do, clean_size=7)).error_gap for do in ("spoil", "nothing"))
+    assert spoilt == left
+    assert left is not None
 
 
 def test_cells_share_their_random_numbers_but_for_what_names_them(runner: CellRunner) -> None:
