@@ -28,8 +28,7 @@ def benchmark(median: float, group: str = "digits: defenses to effect", /, **inf
 
 def defense(median: float, name: str = "ibau", effect: bool = True, /, **changes: Any) -> dict[str, Any]:
     tree = fake.record(fake.cell(name, **changes))
-    for key in ("rounds", "acc", "asr", "passes"):
-        del tree[key]
+    del tree["rounds"]
     passes = {"forward": 150, "backward": 300}
     return benchmark(
         median, kind="defense", record=tree, effect=effect, acc=0.95, asr=0.01 if effect else 0.9, passes=passes
@@ -114,7 +113,16 @@ def test_a_timed_defense_is_a_record_with_its_timed_seconds(tmp_path: Path) -> N
     rows = {row.defense: row for row in timings.reading(path).rows}
     assert rows["ibau"].figures["seconds_to_effect"] == 1.5
     assert "seconds_to_effect" not in rows["fine_tuning"].figures
-    assert (rows["nad"].figures["acc"], rows["nad"].figures["forward"]) == (0.95, 150)
+
+
+def test_no_row_mixes_the_scored_run_with_the_timed_one(tmp_path: Path) -> None:
+    """The timed one ends at its effect: of it are the seconds to effect and nothing else."""
+    told = defense(1.5)
+    told["extra_info"] |= {"acc": 0.95, "asr": 0.19}
+    scored = from_record(told["extra_info"]["record"])
+    (row,) = timings.reading(write(tmp_path, told)).rows
+    assert row.figures == {**scored.figures, "seconds_to_effect": 1.5}
+    assert row.intervals == scored.intervals
 
 
 def test_the_report_draws_table_6_from_a_timing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

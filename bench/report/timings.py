@@ -60,16 +60,15 @@ def reading(path: Path) -> Reading:
 
 
 def record(timing: Timing) -> dict[str, Any]:
-    """The record of a timed defense: that of its scored run, with the seconds, ACC, ASR and passes of the timed ones.
+    """The record of a timed defense: that of its scored run, with the seconds to effect of the timed ones, their median.
 
-    ``seconds_to_effect`` is the median of the timed runs; null where they ended without effect.
+    These seconds are null where they ended without effect. The timed runs end at the effect, with another model than
+    the scored one may: their ACC, ASR and passes stay in the file, lest a row mix two runs.
     """
     info = timing.info
     known = info.get("record")
-    tree = dict(known) if isinstance(known, dict) else {}
-    took = timing.median if info.get("effect") is True else None
-    same = {key: info.get(key) for key in ("acc", "asr", "passes")}
-    return {**tree, **same, "seconds_to_effect": took}
+    tree = known if isinstance(known, dict) else {}
+    return {**tree, "seconds_to_effect": timing.median if info.get("effect") is True else None}
 
 
 def table(path: Path, what: str) -> str:
