@@ -107,6 +107,30 @@ def test_few_clean_images(asr: float, other: float, expected: str) -> None:
     assert verdict(FEW, rows[-1]) is None
 
 
+def test_few_clean_images_are_a_hundred_or_the_most_there_are_below() -> None:
+    """One image of which nothing can be learnt decides nothing where there are records of 45, nor these beside 100."""
+    one = [case(name, 0.9, clean_size=1) for name in ("ibau", "nad")]
+    some = [case("ibau", 0.0, clean_size=45), case("nad", 0.9, clean_size=45)]
+    hundred = [case("ibau", 0.9, clean_size=100), case("nad", 0.0, clean_size=100)]
+
+    def told(*rows: Row) -> list[tuple[str, ...]]:
+        found = claims(rows)
+        assert found is not None
+        return [
+            tuple(value.text for value in row[1:]) for row in found.table.rows if "100 clean images" in row[0].text
+        ]
+
+    beside = "beside 1 of the paper's 6 baselines"
+    assert told(*one, *some) == [
+        (HOLDS, "at n = 45: effective in: I-BAU 1 of 1; NAD 0 of 1"),
+        (HOLDS, f"at n = 45: effective in: I-BAU 1 of 1; NAD 0 of 1; {beside}"),
+    ]
+    assert told(*one, *some, *hundred, case("ibau", 0.0)) == [
+        (DOES_NOT, "effective in: I-BAU 0 of 1; NAD 1 of 1"),
+        (DOES_NOT, f"effective in: I-BAU 0 of 1; NAD 1 of 1; {beside}"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "expected"),
     [

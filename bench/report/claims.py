@@ -94,26 +94,30 @@ def least_sensitive_to_poison_ratio(found: Evidence) -> Verdict | None:
 
 
 def effective_at_few_images(found: Evidence) -> Verdict | None:
-    """Effective in every attack case at 100 clean images or fewer."""
-    counts = {name: _count([row for row in rows if _few(row)]) for name, rows in found.rows.items()}
+    """Effective in every attack case at 100 clean images; without records there, at the largest n below it."""
+    few = _few(found)
+    counts = {name: _count([row for row in rows if row.clean_size == few]) for name, rows in found.rows.items()}
     able, of = counts[found.ours]
-    if not of:
+    if few is None:
         return None
     told = [f"{name} {good} of {all_}" for name, (good, all_) in counts.items() if all_]
-    return Verdict(HOLDS if able == of else IN_PART if able else DOES_NOT, f"effective in: {'; '.join(told)}")
+    return Verdict(HOLDS if able == of else IN_PART if able else DOES_NOT, f"{_at(few)}effective in: {'; '.join(told)}")
 
 
 def only_one_effective_at_few_images(found: Evidence) -> Verdict | None:
-    """Effective in every attack case at 100 clean images or fewer, and none of the paper's baselines in any that both
-    ran in; in part if it is effective in more of these than each of them."""
-    ours = _outcomes([row for row in found.rows[found.ours] if _few(row)])
+    """Effective in every attack case at 100 clean images (without records there, at the largest n below it), and none
+    of the paper's baselines in any that both ran in; in part if it is effective in more of these than each of them."""
+    few = _few(found)
+    if few is None:
+        return None
+    ours = _outcomes([row for row in found.rows[found.ours] if row.clean_size == few])
     shared = {name: each for name in found.others if (each := _outcomes(found.rows[name], ours.keys()))}
     rivals = [name for name in shared if found.rows[name][0].defense in published.BASELINES]
     if not rivals:
         return None
     alone = all(ours.values()) and not any(any(shared[name].values()) for name in rivals)
     word = HOLDS if alone else IN_PART if _ahead(ours, [shared[name] for name in rivals]) else DOES_NOT
-    return Verdict(word, _compared(ours, shared, rivals, found))
+    return Verdict(word, _at(few) + _compared(ours, shared, rivals, found))
 
 
 def only_one_effective_everywhere(found: Evidence) -> Verdict | None:
@@ -211,8 +215,14 @@ def _besides(told: Sequence[str]) -> str:
     return f"; not among the paper's baselines: {', '.join(told)}" if told else ""
 
 
-def _few(row: Row) -> bool:
-    return row.clean_size is not None and row.clean_size <= FEW_IMAGES
+def _few(found: Evidence) -> float | None:
+    """The largest n of I-BAU's that is no more than 100."""
+    sizes = {row.clean_size for row in found.rows[found.ours] if row.clean_size is not None}
+    return max((size for size in sizes if size <= FEW_IMAGES), default=None)
+
+
+def _at(few: float) -> str:
+    return "" if few == FEW_IMAGES else f"at n = {names.plain(few)}: "
 
 
 def _settings(rows: Sequence[Row]) -> dict[_Setting, list[Row]]:
