@@ -224,6 +224,18 @@ def test_the_papers_marks() -> None:
     assert found["leaky"] == ([marks.COMPARABLE], [])
 
 
+@pytest.mark.parametrize("baseline", [("tabor", 0.85, 0.05), ("nad", 0.2, 0.9)])
+def test_a_destroyed_model_is_comparable_by_neither_figure(baseline: tuple[str, float, float]) -> None:
+    """A constant classifier has an ASR of 0, an untouched victim the best ACC."""
+    name, acc, asr = baseline
+    shared = {name: marks.Outcome(name, acc, asr, 0.9)}
+    found = marks.mark(
+        shared | {"flat": marks.Outcome("ibau", 0.1, 0.0, 0.9), "victim": marks.Outcome("ibau", 0.9, 1, 0.9)}
+    )
+    assert found["flat"] == ([marks.ACC_LOST], [])
+    assert found["victim"] == ([], [marks.ASR_HIGH])
+
+
 def test_a_control_is_not_the_best_of_the_baselines() -> None:
     """And where there is no baseline, I-BAU is comparable to none."""
     control, mine = marks.Outcome("fine_tuning", 0.9, 0.0, 0.9), marks.Outcome("mine", 0.9, 0.0, 0.9)

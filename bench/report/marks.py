@@ -35,9 +35,9 @@ BEST = Mark(
 COMPARABLE = Mark(
     "comparable",
     "✓",
-    "I-BAU comparable to ★ or better: ACC less than 1 point below it; ASR less than 4 points above it. (The paper also "
-    "lets pass an ASR near guessing the target; its ASR counts the target's own images, ours does not.) Where none of "
-    "the baselines there has a ★: neither ▲ nor ▼",
+    "I-BAU comparable to ★ or better: ACC less than 1 point below it; ASR less than 4 points above it; neither where it "
+    "has a ▲ or ▼. (The paper also lets pass an ASR near guessing the target; its ASR counts the target's own images, "
+    "ours does not.) Where none of the baselines there has a ★: neither ▲ nor ▼",
     "I-BAU comparable to it or better",
 )
 UNDETECTED = Mark("undetected", "×", "no trigger was detected, and the model left as it was", "no trigger detected")
@@ -66,7 +66,8 @@ class Outcome:
 def mark(outcomes: Mapping[str, Outcome]) -> dict[str, tuple[Sequence[Mark], Sequence[Mark]]]:
     """Marks for (ACC, ASR) of each column. No defense is marked nothing: it is the yardstick.
 
-    I-BAU is measured by the paper's baselines; controls, and defenses of one's own, have ▲ and ▼ alone.
+    I-BAU is measured by the paper's baselines; controls, and defenses of one's own, have ▲ and ▼ alone. A model that
+    fails by one figure is comparable by neither: a constant one has an ASR of 0.
     """
     baselines = {key: each for key, each in outcomes.items() if each.defense in published.BASELINES}
     able = {key: each for key, each in baselines.items() if each.effective}
@@ -76,16 +77,16 @@ def mark(outcomes: Mapping[str, Outcome]) -> dict[str, tuple[Sequence[Mark], Seq
         acc, asr = outcome.failings if outcome.defense != "none" else ([], [])
         if key == best:
             acc, asr = [*acc, BEST], [*asr, BEST]
-        if outcome.defense == "ibau" and baselines:
+        if outcome.defense == "ibau" and baselines and outcome.effective:
             good_acc, good_asr = _comparable(outcome, able[best] if best else None)
-            acc = [*acc, COMPARABLE] if good_acc and not acc else acc
-            asr = [*asr, COMPARABLE] if good_asr and not asr else asr
+            acc = [COMPARABLE] if good_acc else []
+            asr = [COMPARABLE] if good_asr else []
         found[key] = (acc, asr)
     return found
 
 
 def _comparable(ours: Outcome, best: Outcome | None) -> tuple[bool, bool]:
-    """Whether I-BAU's ACC and ASR are comparable. Where no baseline works, working is enough."""
+    """Whether the ACC and ASR of an I-BAU that works are comparable. Where no baseline works, working is enough."""
     if best is None:
-        return ours.effective, ours.effective
+        return True, True
     return ours.acc > best.acc - ACC_GAP, ours.asr < best.asr + ASR_GAP
