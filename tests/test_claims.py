@@ -116,9 +116,7 @@ def test_few_clean_images_are_a_hundred_or_the_most_there_are_below() -> None:
     def told(*rows: Row) -> list[tuple[str, ...]]:
         found = claims(rows)
         assert found is not None
-        return [
-            tuple(value.text for value in row[1:]) for row in found.table.rows if "100 clean images" in row[0].text
-        ]
+        return [tuple(value.text for value in row[1:]) for row in found.table.rows if "100 clean images" in row[0].text]
 
     beside = "beside 1 of the paper's 6 baselines"
     assert told(*one, *some) == [

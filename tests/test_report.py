@@ -143,6 +143,46 @@ def test_values_of_the_wrong_type_are_no_figures(tmp_path: Path) -> None:
     assert "Unreadable lines" in build(tmp_path).read_text()
 
 
+def test_values_that_cannot_be_are_no_figures(tmp_path: Path) -> None:
+    """ACC in percent, a negative time: told, left out, and in no mean."""
+    percent = fake.record(fake.cell(seed=1), asr=0.5) | {"acc": 95, "acc_interval": [94, 96], "seconds": -3.0}
+    percent |= {"passes": {"forward": -1, "backward": 5}, "der_interval": [-0.1, 0.2]}
+    percent["victim"] |= {"asr": 98.1, "seconds": -1}
+    percent["rounds"] = [{"acc": 0.9, "asr": 40.0}]
+    pair = [{"attack": attack, "target": 8} for attack in ("badnets", "blend")]
+    several = fake.record(fake.cell(attack=pair, target=None)) | {
+        "triggers": [{"asr": 1.5, "ra": 0.2}, {"asr": 0.1, "ra": -1}]
+    }
+    fake.write(tmp_path, [fake.record(fake.cell()), percent, several])
+    rows = {(row.one_trigger, row.seed): row for row in read(tmp_path).rows}
+    left = rows[True, 1]
+    inner = {"victim.asr", "victim.seconds", "passes.forward", "rounds.asr"}
+    assert set(left.left_out) == {"acc", "acc_interval", "der_interval", "seconds"} | inner
+    assert not left.scored
+    assert (left.figures["asr"], left.before, left.rounds) == (0.5, {"acc": 0.988, "ra": 0.015}, ({"acc": 0.9},))
+    assert not {"acc", "seconds", "forward"} & left.figures.keys()
+    assert not {"acc", "der"} & left.intervals.keys()
+    assert [(each.asr, each.ra) for each in rows[False, 0].triggers] == [(None, 0.2), (0.1, None)]
+    text = build(tmp_path, ["md"], figures=False).read_text()
+    assert "- Values out of range, left out: acc of 1 record," in text
+    assert "| ok | out of range: " in text
+    assert "9500" not in text
+
+
+def test_a_cell_that_is_not_the_one_its_id_names_is_told(tmp_path: Path) -> None:
+    """An edited one; not one that lacks what is null, is written in other words, or is of another version."""
+    trees = [fake.cell("ibau", seed=k) for k in range(4)]
+    records = [fake.record(tree) for tree in trees]
+    records[0]["cell"] = trees[0] | {"poison_ratio": 0.3}
+    records[1]["cell"] = {key: value for key, value in trees[1].items() if value is not None}
+    records[2]["cell"] = trees[2] | {"radius": 10}
+    records[3] |= {"cell": trees[3] | {"poison_ratio": 0.3}, "schema": 2}
+    fake.write(tmp_path, records)
+    assert [row.seed for row in read(tmp_path).rows if row.misnamed] == [0]
+    text = build(tmp_path, ["md"], figures=False).read_text()
+    assert f"- Cell not the one that the id names: 1 record: {records[0]['id']}\n" in text
+
+
 def test_data_sets_schemas_and_splits_are_kept_apart() -> None:
     found = groups(
         rows_of(

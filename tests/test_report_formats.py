@@ -24,7 +24,7 @@ from bench.report.figures.spread import spread
 from bench.report.figures.tsne import layout
 from bench.report.groups import groups, variants
 from bench.report.page import Page, compose
-from bench.report.records_table import command, one_cell_sweep
+from bench.report.records_table import command, doubts, one_cell_sweep
 from bench.report.rows import from_record, read
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +41,7 @@ def page_of(folder: Path, *records: dict[str, Any]) -> Page:
 def test_a_committed_report_is_that_of_the_committed_records(name: str) -> None:
     """Its tables as numbers, and the page with its claims, notes and records; but for the figures, no byte differs."""
     folder = ROOT / "results" / name
+    assert doubts(read(folder).rows) == []
     page = compose(folder, read(folder), draw=False)
     told = f"run: python -m bench.report results/{name} --format md,csv --no-figures"
     for file, render in {"tables.csv": spreadsheet.figures, "report.md": markdown.render}.items():

@@ -35,9 +35,9 @@ BEST = Mark(
 COMPARABLE = Mark(
     "comparable",
     "✓",
-    "I-BAU comparable to ★ or better: ACC less than 1 point below it; ASR less than 4 points above it; neither where it "
-    "has a ▲ or ▼. (The paper also lets pass an ASR near guessing the target; its ASR counts the target's own images, "
-    "ours does not.) Where none of the baselines there has a ★: neither ▲ nor ▼",
+    "I-BAU comparable to ★ or better: ACC less than 1 point below it; ASR less than 4 points above it; neither where "
+    "it has a ▲ or ▼. (The paper also lets pass an ASR near guessing the target; its ASR counts the target's own "
+    "images, ours does not.) Where none of the baselines there has a ★: neither ▲ nor ▼",
     "I-BAU comparable to it or better",
 )
 UNDETECTED = Mark("undetected", "×", "no trigger was detected, and the model left as it was", "no trigger detected")

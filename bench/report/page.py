@@ -146,6 +146,7 @@ def compose(folder: Path, reading: Reading, draw: bool = True) -> Page:
     facts = [("Records", f"{len(rows)} ({', '.join(f'{count} {status}' for status, count in statuses)})")]
     if reading.unreadable:
         facts.append(("Unreadable lines, left out", str(reading.unreadable)))
+    facts += records_table.doubts(rows)
     facts += _missing(files, {row.id for row in rows})
     facts.append(("Schema", ", ".join(sorted({row.schema or "unknown" for row in rows}))))
     facts += [(key.replace("_", " "), text) for key, text in records_table.provenance(rows)]

@@ -19,6 +19,7 @@ EMBEDDED = frozenset({"digits"})
 
 MOST_TOLD = 600
 """Characters of one finding of a defense that stand with its record; ``records.jsonl`` has it whole."""
+MOST_IDS = 3
 _OF_ATTACKS = ("attack", "target", "mix", "clean_label", "poison_ratio", "min_asr")
 """What a sweep file may not say of a clean model."""
 SHORT = 10
@@ -105,6 +106,8 @@ def _details(row: Row) -> Details:
     if "acc" in row.before and "asr" in row.before:
         before = f"ACC {names.percent(row.before['acc'])}, ASR {names.percent(row.before['asr'])}"
         facts.insert(0, ("Before the defense", before))
+    facts += [("Left out, out of range", ", ".join(row.left_out))] if row.left_out else []
+    facts += [("Its cell", "not the one that its id names")] if row.misnamed else []
     facts += [(key.replace("_", " "), _short(text)) for key, text in flat(row.details).items()]
     facts += [(key, text) for key, text in flat(row.provenance).items() if text]
     return Details(row.id, row.reason, tuple(facts), command(row))
@@ -161,11 +164,27 @@ def unscored(rows: Sequence[Row], labels: Mapping[str, str]) -> Table | None:
     heads = ("Status", "Reason", "Defense", "Data set", "Model", "Attack", "Target", "Poison ratio", "n", "Cδ", "Seed")
     body = []
     for row in left:
-        texts = [row.status, row.reason or "no reason recorded", labels[row.id], row.dataset, row.model]
+        reason = row.reason or (f"out of range: {', '.join(row.left_out)}" if row.left_out else "no reason recorded")
+        texts = [row.status, reason, labels[row.id], row.dataset, row.model]
         texts += [names.attack_name(row.attack), names.target_name(row.target), names.ratio_name(row.poison_ratio)]
         texts += [names.plain(row.clean_size), names.plain(row.radius), str(row.seed)]
         body.append(tuple(Value(text) for text in texts))
     return Table(tuple(Head(text, numeric=False) for text in heads), tuple(body))
+
+
+def doubts(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """What speaks against believing some of the records: nothing of what this program wrote."""
+    left_out = by([name for row in rows for name in row.left_out], str)
+    told = ", ".join(f"{name} of {_records(len(each))}" for name, each in left_out.items())
+    found = [("Values out of range, left out", told)] if told else []
+    ids = [row.id for row in rows if row.misnamed]
+    more = f" and {len(ids) - MOST_IDS} more" if len(ids) > MOST_IDS else ""
+    text = f"{_records(len(ids))}: {', '.join(ids[:MOST_IDS])}{more}"
+    return [*found, ("Cell not the one that the id names", text)] if ids else found
+
+
+def _records(count: int) -> str:
+    return f"{count} record{'s' * (count > 1)}"
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

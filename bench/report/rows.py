@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from adapters.errors import UserError
 from adapters.trigger_names import has_name, named
 from bench.cells import NOT_OF_THE_VICTIM, content_hash
 from bench.records import FILE, RecordStore
+from bench.report.values import misnamed, number, possible, tidy
 
 SCORED = frozenset({"ok", "no_trigger_detected"})
 """The statuses whose figures enter a mean. Every other record is listed with its reason instead."""
@@ -45,7 +44,7 @@ MEASURED_MORE = ("tsne_images", "evasion_radius", "min_asr")
 
 @dataclass(frozen=True)
 class Row:
-    """A record with every field of the type it should have; what is missing or of another type is None or "".
+    """A record with every field of the type it should have; what is missing, of another type or impossible: None or "".
 
     ``figures`` holds the finite numbers among ``FIGURES``, ``passes.forward`` / ``passes.backward``, as
     ``forward`` and ``backward``, and ``EVASION``; ``before`` those of the victim; ``intervals`` the 95 % intervals.
@@ -82,6 +81,10 @@ class Row:
     tsne: Mapping[str, Any] = field(default_factory=dict)
     parts: frozenset[str] = frozenset()
     """The sweep files it belongs to, where the folder tells (``sweep_files``)."""
+    left_out: tuple[str, ...] = ()
+    """The figures whose values cannot be (``values.possible``)."""
+    misnamed: bool = False
+    """Whether the id is not that of the cell."""
 
     @property
     def scored(self) -> bool:
@@ -164,16 +167,6 @@ def canonical(tree: Any) -> str:
     return json.dumps(tree, sort_keys=True, separators=(",", ":"), default=str)
 
 
-def number(value: object) -> float | None:
-    """``value`` if it is a finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
-
-
 def read(folder: Path) -> Reading:
     """The records of ``folder/records.jsonl`` in a fixed order; of two with one id the later stands.
 
@@ -192,7 +185,8 @@ def read(folder: Path) -> Reading:
 
 def from_record(record: Mapping[str, Any]) -> Row:
     """A ``Row`` of one record (a JSON object as the schema says; unknown keys are ignored)."""
-    record = _mapping(tidy(record))
+    edited = misnamed(record)
+    record, left_out = possible(_mapping(tidy(record)))
     cell = _mapping(record.get("cell"))
     defense = _mapping(cell.get("defense"))
     victim = _mapping(cell.get("victim"))
@@ -228,6 +222,8 @@ def from_record(record: Mapping[str, Any]) -> Row:
         triggers_before=_triggers(cell, _mapping(record.get("victim")).get("triggers")),
         details=_mapping(record.get("details")),
         tsne=_mapping(record.get("tsne")),
+        left_out=left_out,
+        misnamed=edited,
     )
 
 
@@ -300,19 +296,3 @@ def _text(value: object) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else canonical(value) if isinstance(value, dict | list) else str(value)
-
-
-_DEEPEST = 20
-_UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-"""Characters that a file cannot hold, a page must not, or that turn the direction of what follows."""
-
-
-def tidy(value: Any, depth: int = 0) -> Any:
-    """A JSON tree with the unfit characters of its texts replaced, cut where it is absurdly deep."""
-    if isinstance(value, str):
-        return _UNFIT.sub("\ufffd", value)
-    if isinstance(value, dict | list) and depth > _DEEPEST:
-        return "…"
-    if isinstance(value, dict):
-        return {tidy(str(key)): tidy(item, depth + 1) for key, item in value.items()}
-    return [tidy(item, depth + 1) for item in value] if isinstance(value, list) else value

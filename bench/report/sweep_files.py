@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.report.rows import Row, tidy
+from bench.report.rows import Row
+from bench.report.values import tidy
 
 FILE = "sweep.json"
 STUDIES = ("table", "figure", "c_delta", "ablation")

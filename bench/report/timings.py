@@ -12,9 +12,10 @@ from adapters.errors import UserError
 from bench.records import FILE
 from bench.report import effect, markdown, names, paper
 from bench.report.groups import by, groups
-from bench.report.rows import Reading, from_record, number, tidy
+from bench.report.rows import Reading, from_record
 from bench.report.rows import read as read_records
 from bench.report.tables import Head, Table, Value
+from bench.report.values import number, tidy
 from bench.timing.hardware import check_same
 
 STEM = "6_seconds_to_effect"
@@ -60,9 +61,9 @@ def reading(path: Path) -> Reading:
 
 
 def record(timing: Timing) -> dict[str, Any]:
-    """The record of a timed defense: that of its scored run, with the seconds to effect of the timed ones, their median.
+    """The record of a timed defense: that of its scored run, with the seconds to effect of the timed ones.
 
-    These seconds are null where they ended without effect. The timed runs end at the effect, with another model than
+    Of these the median; null where they ended without effect. The timed runs end at the effect, with another model than
     the scored one may: their ACC, ASR and passes stay in the file, lest a row mix two runs.
     """
     info = timing.info

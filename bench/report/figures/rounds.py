@@ -7,7 +7,8 @@ from typing import Any
 
 from bench.report import names, style
 from bench.report.figures.series import Plot, Series, frame, metric_axis, name_axes, not_drawn
-from bench.report.rows import Row, number
+from bench.report.rows import Row
+from bench.report.values import number
 
 MOST_TRACES = 60
 

@@ -9,7 +9,8 @@ from bench.report import names, style
 from bench.report.cases import attack_text
 from bench.report.figures.series import Plot, not_drawn
 from bench.report.groups import variants
-from bench.report.rows import Row, number
+from bench.report.rows import Row
+from bench.report.values import number
 
 MOST = 6
 MOST_POINTS = 5000
