@@ -107,6 +107,14 @@ def test_csv_holds_every_figure_as_a_number(tmp_path: Path) -> None:
     assert sorted(float(each["ACC"]) for each in every) == [0.9, 0.91, 0.92]
 
 
+def test_csv_holds_the_settings_of_each_defense(tmp_path: Path) -> None:
+    page = page_of(
+        tmp_path, fake.record(fake.cell("fine_tuning", defense={"name": "fine_tuning", "epochs": 2, "x": None}))
+    )
+    (line,) = csv.DictReader(io.StringIO(spreadsheet.records(page)))
+    assert line["settings"] == '{"epochs":2}'
+
+
 def test_csv_holds_no_formula(tmp_path: Path) -> None:
     records = [fake.record(fake.cell(model="=1+1", attack="@x", seed=k), reason="+2") for k in range(2)]
     page = page_of(tmp_path, *records)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapters.defenses import FineTuning, Ibau
 from bench import published
-from bench.report import beside, cases, figures, marks, paper, style, sweep_files
+from bench.report import beside, cases, figures, marks, paper, style, sweep_files, tables
 from bench.report.figures import rounds
 from bench.report.groups import groups, variants
 from bench.report.records_table import records as records_table
@@ -222,6 +223,30 @@ def test_lines_tell_what_differs_in_training_and_no_more() -> None:
         ]
     )
     assert not any("training" in note for note in notes)
+
+
+def test_settings_that_are_no_defaults_stand_under_every_table() -> None:
+    """Those that no name tells; of a defense that nobody here knows all that have a value."""
+    tuned = {"name": "fine_tuning", **FineTuning().model_dump(mode="json"), "epochs": 2}
+    ours = {"name": "ibau", **Ibau().model_dump(mode="json"), "rounds": 1}
+    mine = {"name": "mine", "strength": 3, "mode": None}
+    cells = [
+        {"defense": defense, "poison_ratio": ratio, "seed": seed}
+        for defense in (tuned, ours, mine, {"name": "none"})
+        for ratio in (0.2, 0.05)
+        for seed in (0, 1)
+    ]
+    told = "Settings: Fine-tuning epochs 2; mine strength 3; I-BAU recipe fast, rounds 1. "
+    told += "Others stand with a defense's name or are its defaults."
+    records = [case("ibau", **cell) for cell in cells]
+    found = made(*records)
+    for stem in ("1_2_attack_cases", "4_poison_ratio", "6_seconds_to_effect"):
+        assert told in found[stem].table.notes
+    rows = [from_record(record) for record in records]
+    assert told in tables.summary(rows, variants(rows)).notes
+    varied = case("fine_tuning", defense=tuned | {"epochs": 3})
+    (note,) = [note for note in made(*records, varied)["1_2_attack_cases"].table.notes if note.startswith("Settings")]
+    assert note.startswith("Settings: mine strength 3; I-BAU")
 
 
 def test_training_that_is_no_mapping_stops_nothing() -> None:

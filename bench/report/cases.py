@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.report import beside, marks, names, tables
+from bench.report import beside, given, marks, names, tables
 from bench.report.groups import Estimate, by, estimate, ordered, repetitions
 from bench.report.rows import Row
 from bench.report.tables import Head, Table, Value, beneath, measured
@@ -168,21 +168,17 @@ def _clean_label(value: object) -> str:
 
 
 def told_apart(found: Sequence[Line], hidden: frozenset[str] = frozenset()) -> tuple[list[str], list[str]]:
-    """For each line what tells it from others, and as notes what all share. ``hidden``: facts the table shows."""
+    """For each line what tells it from others, and as notes what all share and what the defenses were set to.
+
+    ``hidden``: facts the table shows.
+    """
     facts = [_facts(line) for line in found]
     keys = [key for key in dict.fromkeys(key for each in facts for key in each) if key not in hidden]
     varying = [key for key in keys if len({each.get(key) for each in facts}) > 1]
     apart = [", ".join(_fact(key, each[key]) for key in varying if key in each) for each in facts]
     shared = [_fact(key, facts[0][key]) for key in keys if key not in varying and not key.startswith(_TRAINING)]
-    shared += _recipe(found)
-    return apart, [f"Everywhere: {', '.join(shared)}."] if shared and found else []
-
-
-def _recipe(found: Sequence[Line]) -> list[str]:
-    """I-BAU's recipe, where there is but one and no column tells it."""
-    rows = [row for line in found for cell in line.cells.values() for row in cell if row.defense == "ibau"]
-    recipes = {str(row.settings.get("recipe") or "") for row in rows} - {""}
-    return [f"I-BAU's recipe {recipes.pop()}"] if len(recipes) == 1 else []
+    everywhere = [f"Everywhere: {', '.join(shared)}."] if shared else []
+    return apart, everywhere + given.note([row for line in found for cell in line.cells.values() for row in cell])
 
 
 def _fact(key: str, text: str) -> str:

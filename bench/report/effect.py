@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from bench import published
-from bench.report import beside, names, settings, sweep_files
+from bench.report import beside, given, names, settings, sweep_files
 from bench.report.groups import by, estimate, ordered, variants
 from bench.report.rows import Row
 from bench.report.tables import Head, Table, Titled, Value, measured
@@ -45,7 +45,7 @@ def titled(rows: Sequence[Row], notes: Sequence[str]) -> Titled:
     own = _yardstick(members)
     ratios = {label: _times(own, found) for label, found in members.items()}
     body = tuple(_line(label, found, ratios[label]) for label, found in members.items())
-    told = [*notes, MEANING, *_company(rows), _multiples(own, members), _told(speedup(own, members))]
+    told = [*notes, *given.note(rows), MEANING, *_company(rows), _multiples(own, members), _told(speedup(own, members))]
     told += [f"{sign} {text}" for sign, text in beside.SIGNS.items() if any(sign in row[1].published for row in body)]
     table = Table((Head("Defense", numeric=False), *map(Head, HEADS)), body, tuple(one for one in told if one))
     return Titled("6_seconds_to_effect", "Table 6 · Seconds to effect", table)

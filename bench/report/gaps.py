@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bench import published
-from bench.report import beside, cases, names, settings
+from bench.report import beside, cases, given, names, settings
 from bench.report.groups import by, estimate, ordered, variants
 from bench.report.rows import Row
 from bench.report.tables import Head, Table, Titled, Value
@@ -99,7 +99,7 @@ def _table(
     notes = [f"n = {names.plain(size.pop())}."] if len(size) == 1 else []
     if len(attacks) == 1:
         notes.append(f"Attack: {cases.attack_text(rows[0])} → {names.target_name(rows[0].target)}.")
-    return cases.finished(heads, body, [*notes, NOTE, _bound({row.model for row in rows})])
+    return cases.finished(heads, body, [*notes, *given.note(rows), NOTE, _bound({row.model for row in rows})])
 
 
 def _bound(models: set[str]) -> str:

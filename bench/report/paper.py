@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from bench.report import beside, cases, claims, effect, gaps, names, settings, sweep_files
+from bench.report import beside, cases, claims, effect, gaps, given, names, settings, sweep_files
 from bench.report.cases import Line
 from bench.report.groups import Group, by, ordered, variants
 from bench.report.rows import Row
@@ -127,7 +127,7 @@ def _clean_models(rows: Sequence[Row]) -> Titled | None:
         Head("ACC"),
         Head("Seconds"),
     )
-    return Titled("clean_models", "Models that were never poisoned", Table(heads, tuple(body)))
+    return Titled("clean_models", "Models that were never poisoned", Table(heads, tuple(body), tuple(given.note(rows))))
 
 
 def _noted(table: Table, notes: Sequence[str]) -> Table:

@@ -11,7 +11,7 @@ import yaml
 
 from bench.report import names
 from bench.report.groups import by
-from bench.report.rows import Row
+from bench.report.rows import Row, canonical
 from bench.report.tables import MEASURES, Head, Table, Value, measures
 
 EMBEDDED = frozenset({"digits"})
@@ -37,6 +37,8 @@ class Details:
     facts: tuple[tuple[str, str], ...]
     command: str
     """Shell lines that make the record again."""
+    settings: str
+    """Of the defense, as JSON: those that have a value."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ def _details(row: Row) -> Details:
     facts += [("Its cell", "not the one that its id names")] if row.misnamed else []
     facts += [(key.replace("_", " "), _short(text)) for key, text in flat(row.details).items()]
     facts += [(key, text) for key, text in flat(row.provenance).items() if text]
-    return Details(row.id, row.reason, tuple(facts), command(row))
+    settings = {key: value for key, value in row.settings.items() if value is not None}
+    return Details(row.id, row.reason, tuple(facts), command(row), canonical(settings))
 
 
 def _short(text: str) -> str:

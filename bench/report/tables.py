@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.report import marks, names
+from bench.report import given, marks, names
 from bench.report.groups import RATES, Estimate, by, estimate, ordered
 from bench.report.rows import EVASION, Row
 
@@ -97,6 +97,7 @@ def summary(found: Sequence[Row], labels: Mapping[str, str], order: Sequence[str
         values = [measured(scored, metric, write) for _, metric, write in figures]
         rows.append((Value(label), cells, Value(str(seeds), sort=seeds), *values))
     notes = ["Mean over the scored cells; smallest to largest beneath. Rates in percent."]
+    notes += given.note(found)
     if len(devices) > 1:
         notes.append(f"Times and memory come from {len(devices)} devices: compare them only within one.")
     heads = (Head("Defense", numeric=False), Head("Cells"), Head("Seeds"), *(Head(name) for name, _, _ in figures))
