@@ -1,6 +1,6 @@
 """The table a sweep ends with: means over the cells that share a defense, and those that share a value of an axis.
 
-What is scored, and what no mean may mix, is as in the report.
+What is scored, which values count, and what no mean may mix, is as in the report.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
@@ -26,13 +26,21 @@ METRICS = (
 )
 MAX_GROUPS = 12
 """Axes with more values than this are left to the report."""
+CLEAN = "clean models"
+
+
+class _Told(NamedTuple):
+    """By record id: what its defense is called, and its figures."""
+
+    names: Mapping[str, str]
+    figures: Mapping[str, Mapping[str, float]]
 
 
 def table(records: Sequence[Record]) -> Table:
     """Mean ± standard deviation over cells, in percent and seconds: over all cells, then along each axis.
 
     Where there are several data sets, contents of one or ways to split it, this is done for each by itself, under its
-    name.
+    name. Models that were never poisoned are in no mean with those that were: they have a line of their own.
     """
     view = Table(title="Mean ± standard deviation over cells (%, seconds)", title_justify="left")
     for name in ("axis", "value", "defense", "cells"):
@@ -40,12 +48,15 @@ def table(records: Sequence[Record]) -> Table:
     for name, _, _ in METRICS:
         view.add_column(name, justify="right")
     by_id = {record.id: record for record in records}
-    parts = [(group.title, _measured(group, by_id)) for group in groups([_row(record) for record in records])]
-    parts = [part for part in parts if part[1]]
-    names = _defense_names([record for _, scored in parts for record in scored])
-    for heading, scored in parts:
-        _section(view, heading if len(parts) > 1 else "all", [("", scored)], names)
-        _sections_by_axis(view, scored, names)
+    found = groups([_row(record) for record in records])
+    parts = [(group.title, *_measured(group, by_id)) for group in found]
+    parts = [part for part in parts if part[1] or part[2]]
+    names = _defense_names([record for _, scored, clean in parts for record in (*scored, *clean)])
+    told = _Told(names, {row.id: row.figures for group in found for row in group.rows})
+    for heading, scored, clean in parts:
+        _section(view, heading if len(parts) > 1 else "all", [("", scored)], told)
+        _section(view, f"{heading} · {CLEAN}" if len(parts) > 1 else CLEAN, [("", clean)], told)
+        _sections_by_axis(view, scored, told)
     return view
 
 
@@ -53,11 +64,14 @@ def _row(record: Record) -> Row:
     return from_record(record.model_dump(mode="json", by_alias=True, exclude={"rounds", "details", "tsne"}))
 
 
-def _measured(group: Group, records: Mapping[str, Record]) -> list[Record]:
-    return [records[row.id] for row in group.rows if row.measured]
+def _measured(group: Group, records: Mapping[str, Record]) -> tuple[list[Record], list[Record]]:
+    """Those of poisoned models, and those of clean ones."""
+    found = [row for row in group.rows if row.measured]
+    poisoned, clean = ([records[row.id] for row in found if row.is_clean is one] for one in (False, True))
+    return poisoned, clean
 
 
-def _sections_by_axis(view: Table, scored: Sequence[Record], names: Mapping[str, str]) -> None:
+def _sections_by_axis(view: Table, scored: Sequence[Record], told: _Told) -> None:
     for axis in _axes(scored):
         values: dict[Any, list[Record]] = {}
         for record in scored:
@@ -66,7 +80,7 @@ def _sections_by_axis(view: Table, scored: Sequence[Record], names: Mapping[str,
                 values.setdefault(value, []).append(record)
         if len(values) <= MAX_GROUPS:
             rows = sorted(values.items(), key=lambda item: (isinstance(item[0], str), item[0]))
-            _section(view, axis, [(_show(value), members) for value, members in rows], names)
+            _section(view, axis, [(_show(value), members) for value, members in rows], told)
 
 
 def outcome(records: Iterable[Record]) -> str:
@@ -75,14 +89,14 @@ def outcome(records: Iterable[Record]) -> str:
     return ", ".join(f"{count} {status}" for status, count in counts.most_common()) or "no cell"
 
 
-def _section(view: Table, axis: str, rows: Sequence[tuple[str, list[Record]]], names: Mapping[str, str]) -> None:
+def _section(view: Table, axis: str, rows: Sequence[tuple[str, list[Record]]], told: _Told) -> None:
     for value, members in rows:
         by_defense: dict[str, list[Record]] = {}
         for record in members:
-            by_defense.setdefault(names[record.id], []).append(record)
+            by_defense.setdefault(told.names[record.id], []).append(record)
         for name in sorted(by_defense):
             own = by_defense[name]
-            cells = [_mean([getattr(record, key) for record in own], scale) for _, key, scale in METRICS]
+            cells = [_mean([told.figures[record.id].get(key) for record in own], scale) for _, key, scale in METRICS]
             view.add_row(axis, value, name, str(len(own)), *cells)
             axis = value = ""
     view.add_section()

@@ -413,6 +413,9 @@ def test_a_clean_model_has_a_table_of_its_own() -> None:
     assert unscored([row], {row.id: "I-BAU"}) is None
     found = made(record)
     assert list(found) == ["clean_models"]
+    rows = [row, from_record(case(seed=1)), from_record(fake.unscored(fake.cell(), "failed", "x"))]
+    cells = tables.summary(rows, {each.id: "I-BAU" for each in rows}).rows[0][1]
+    assert (cells.text, cells.note) == ("1", "1 not scored, 1 of a clean model")
     assert [value.text for value in found["clean_models"].table.rows[0][:4]] == [
         "I-BAU",
         "simplified_vgg",

@@ -53,6 +53,26 @@ def test_contents_and_splits_are_kept_apart() -> None:
     ]
 
 
+def test_clean_models_are_in_no_mean_with_poisoned_ones() -> None:
+    unpoisoned = {"attack": None, "target": None, "poison_ratio": None}
+    clean = [_one(0.9, seed=seed, **unpoisoned) for seed in (0, 1)]
+    assert _rows([_one(0.5), *clean, _one(0.7, clean_size=50)]) == [
+        ("all", "", "2", "60.0 ± 14.1"),
+        ("clean models", "", "2", "90.0 ± 0.0"),
+        ("clean_size", "50", "1", "70.0"),
+        ("", "150", "1", "50.0"),
+    ]
+    assert _rows(clean) == [("clean models", "", "2", "90.0 ± 0.0")]
+    assert [name for name, *_ in _rows([*clean, _one(0.5, dataset="gtsrb")])] == ["digits · clean models", "gtsrb"]
+
+
+def test_what_cannot_be_is_in_no_mean() -> None:
+    percent = _one(0.7, seed=1).model_copy(update={"seconds": -1.0})
+    assert _rows([_one(0.5), percent, _one(95.0, seed=2)]) == [("all", "", "2", "60.0 ± 14.1")]
+    seconds = list(next(column for column in table([_one(0.5), percent]).columns if column.header == "s").cells)
+    assert seconds == ["1.5"]
+
+
 def test_what_the_report_does_not_score_is_in_no_mean() -> None:
     """A defense that ran out of time among it; nor does a failed cell, which tells no content, make a part."""
     late, failed = _one(0.1, status="timeout", seed=1), _one(None, status="failed", seed=2, dataset="gtsrb")

@@ -91,8 +91,7 @@ def summary(found: Sequence[Row], labels: Mapping[str, str], order: Sequence[str
     members = by(found, lambda row: labels[row.id])
     for label in order or ordered(found, labels):
         scored = [row for row in members[label] if row.scored]
-        missing = len(members[label]) - len(scored)
-        cells = Value(f"{len(scored)}", f"{missing} not scored" if missing else "", sort=len(scored))
+        cells = Value(f"{len(scored)}", _besides(members[label]), sort=len(scored))
         seeds = len({row.seed for row in scored})
         values = [measured(scored, metric, write) for _, metric, write in figures]
         rows.append((Value(label), cells, Value(str(seeds), sort=seeds), *values))
@@ -102,6 +101,14 @@ def summary(found: Sequence[Row], labels: Mapping[str, str], order: Sequence[str
         notes.append(f"Times and memory come from {len(devices)} devices: compare them only within one.")
     heads = (Head("Defense", numeric=False), Head("Cells"), Head("Seeds"), *(Head(name) for name, _, _ in figures))
     return Table(heads, tuple(rows), tuple(notes))
+
+
+def _besides(rows: Sequence[Row]) -> str:
+    """How many of a defense's records are in no mean: a clean model, which has no ASR, is no failure."""
+    clean = sum(row.measured and row.is_clean for row in rows if not row.scored)
+    missing = sum(not row.scored for row in rows) - clean
+    told = [f"{missing} not scored"] if missing else []
+    return ", ".join([*told, f"{clean} of a clean model"] if clean else told)
 
 
 def measured(rows: Sequence[Row], metric: str, write: Callable[[float | None], str]) -> Value:
