@@ -115,6 +115,23 @@ def test_csv_holds_the_settings_of_each_defense(tmp_path: Path) -> None:
     assert line["settings"] == '{"epochs":2}'
 
 
+def test_csv_holds_what_all_records_share_as_numbers_too(tmp_path: Path) -> None:
+    changes = {"poison_ratio": 0.2, "clean_size": 5000}
+    page = page_of(tmp_path, *(fake.record(fake.cell(seed=k, **changes)) for k in range(2)))
+    for line in csv.DictReader(io.StringIO(spreadsheet.records(page))):
+        assert (float(line["Poison ratio"]), float(line["n"]), line["Model"]) == (0.2, 5000, "simplified_vgg")
+    assert "Poison ratio 20 %, n 5,000" in markdown.render(page)
+    assert "Poison ratio <b>20 %</b>" in html.render(page)
+
+
+def test_csv_holds_counts_as_counts(tmp_path: Path) -> None:
+    records = [fake.record(fake.cell(seed=k), asr=0.4 * k) for k in range(2)]
+    lines = list(csv.DictReader(io.StringIO(spreadsheet.figures(page_of(tmp_path, *records)))))
+    found = {(each["table"], each["column"]): (each["value"], each["text"]) for each in lines}
+    assert found["6_seconds_to_effect", "Cells with effect"] == ("1", "1 of 2")
+    assert found["summary", "Cells"] == found["summary", "Seeds"] == ("2", "2")
+
+
 def test_csv_holds_no_formula(tmp_path: Path) -> None:
     records = [fake.record(fake.cell(model="=1+1", attack="@x", seed=k), reason="+2") for k in range(2)]
     page = page_of(tmp_path, *records)

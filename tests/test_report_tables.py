@@ -225,6 +225,23 @@ def test_lines_tell_what_differs_in_training_and_no_more() -> None:
     assert not any("training" in note for note in notes)
 
 
+def test_what_stands_beneath_is_told_where_something_does() -> None:
+    def notes(*records: dict[str, Any]) -> str:
+        found = made(*records)
+        shown = [found[stem] for stem in ("1_2_attack_cases", "6_seconds_to_effect")]
+        rows = [from_record(record) for record in records]
+        every = [table for each in shown for table in (each.table, each.beside) if table]
+        return " ".join(note for table in (*every, tables.summary(rows, variants(rows))) for note in table.notes)
+
+    one, other = case(), case(seed=1) | {"seconds": 9.0, "seconds_to_effect": 2.0}
+    assert "smallest to largest" not in notes(one)
+    assert "Mean over seeds" not in notes(one)
+    assert "Beneath a figure: the record's own 95 % interval." in notes(one)
+    assert "Beneath" not in notes(one | {"acc_interval": None, "asr_interval": None})
+    assert notes(one, other).count("smallest to largest beneath") == 3
+    assert "Mean over seeds; smallest to largest beneath. Rates in percent." in notes(one, other)
+
+
 def test_settings_that_are_no_defaults_stand_under_every_table() -> None:
     """Those that no name tells; of a defense that nobody here knows all that have a value."""
     tuned = {"name": "fine_tuning", **FineTuning().model_dump(mode="json"), "epochs": 2}

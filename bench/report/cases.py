@@ -238,14 +238,15 @@ def finished(heads: Sequence[Head], body: Sequence[Sequence[Value]], notes: Sequ
     counts = {each.count for each in estimates}
     every = counts.pop() if len(counts) == 1 else None
     rows = [tuple(_without_count(value, every) for value in row) for row in body]
-    interval = _interval(every, repetitions(estimates))
+    interval = _interval(every, repetitions(estimates)) if any(each.low is not None for each in estimates) else ""
     some = any(value.note.startswith(f"{marks.UNDETECTED.symbol} in ") for value in values)
     shown = {mark for value in values for mark in value.marks} | ({marks.UNDETECTED} if some else set())
     found = [mark for mark in marks.ALL if mark in shown]
     told = [f"{' · '.join(f'{mark.symbol} {mark.short}' for mark in found)}."] if found else []
     paper = [beside.NOTE] if any(value.published for value in values) else []
     signs = [f"{sign} {text}" for sign, text in beside.SIGNS.items() if any(sign in each.published for each in values)]
-    return Table(tuple(heads), tuple(rows), (*notes, *told, " ".join([interval, *paper]), *signs))
+    sources = " ".join(filter(None, [interval, *paper]))
+    return Table(tuple(heads), tuple(rows), (*notes, *told, *([sources] if sources else []), *signs))
 
 
 def _interval(every: int | None, kind: str) -> str:
@@ -276,5 +277,7 @@ def measures(found: Sequence[Line], labels: Mapping[str, str]) -> Table:
             body.append((name, Value(column), Value(str(seeds), sort=seeds), *values))
     left_heads = (Head("Attack", numeric=False), Head("Defense", numeric=False), Head("Seeds"))
     heads = (*left_heads, *(Head(text) for text, _, _ in told))
-    kind = repetitions(value.estimate for row in body for value in row if value.estimate)
-    return Table(heads, tuple(body), (f"Mean over {kind}; smallest to largest beneath. Rates in percent.",))
+    estimates = [value.estimate for row in body for value in row if value.estimate]
+    several = any(each.count > 1 for each in estimates)
+    mean = f"Mean over {repetitions(estimates)}{tables.spread(body)}. " if several else ""
+    return Table(heads, tuple(body), (f"{mean}Rates in percent.",))

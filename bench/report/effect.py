@@ -11,7 +11,7 @@ from bench import published
 from bench.report import beside, given, names, settings, sweep_files
 from bench.report.groups import by, estimate, ordered, variants
 from bench.report.rows import Row
-from bench.report.tables import Head, Table, Titled, Value, measured
+from bench.report.tables import Head, Table, Titled, Value, measured, spread
 
 FIGURE = "seconds_to_effect"
 BASELINES = ("neural_cleanse", "deep_inspect", "tabor", "fine_pruning", "nad")
@@ -19,7 +19,7 @@ BASELINES = ("neural_cleanse", "deep_inspect", "tabor", "fine_pruning", "nad")
 HEADS = ("Seconds to effect", "× I-BAU", "Cells with effect", "Seconds in all", "Passes an image")
 MEANING = (
     "Effect: the first round with ASR under 20 % and at most 10 points of ACC lost, of a model that the defense may "
-    "return: rounds of NAD's teacher do not count. Mean over the cells that took effect, smallest to largest beneath; "
+    "return: rounds of NAD's teacher do not count. Mean over the cells that took effect{}; "
     "ours on the devices named above, the paper's over its seven cases, on its authors' GPU."
 )
 
@@ -45,7 +45,14 @@ def titled(rows: Sequence[Row], notes: Sequence[str]) -> Titled:
     own = _yardstick(members)
     ratios = {label: _times(own, found) for label, found in members.items()}
     body = tuple(_line(label, found, ratios[label]) for label, found in members.items())
-    told = [*notes, *given.note(rows), MEANING, *_company(rows), _multiples(own, members), _told(speedup(own, members))]
+    told = [
+        *notes,
+        *given.note(rows),
+        MEANING.format(spread(body)),
+        *_company(rows),
+        _multiples(own, members),
+        _told(speedup(own, members)),
+    ]
     told += [f"{sign} {text}" for sign, text in beside.SIGNS.items() if any(sign in row[1].published for row in body)]
     table = Table((Head("Defense", numeric=False), *map(Head, HEADS)), body, tuple(one for one in told if one))
     return Titled("6_seconds_to_effect", "Table 6 · Seconds to effect", table)
@@ -54,12 +61,12 @@ def titled(rows: Sequence[Row], notes: Sequence[str]) -> Titled:
 def _line(label: str, rows: Sequence[Row], ratio: tuple[float, int] | None) -> tuple[Value, ...]:
     told = _effective(rows)
     took = replace(measured(told, FIGURE, names.seconds_name), published=beside.effect(rows))
-    share = Value(f"{len(told)} of {len(rows)}", sort=len(told) / len(rows))
+    count = Value(f"{len(told)} of {len(rows)}", sort=len(told))
     return (
         Value(label),
         took,
         _ratio(rows, ratio),
-        share,
+        count,
         measured(rows, "seconds", names.seconds_name),
         _images(rows),
     )

@@ -47,7 +47,7 @@ def page_facts(page: Page) -> str:
 
 
 def _constants(page: Page) -> str:
-    told = ", ".join(f"{name} {text}" for name, text in page.records.constants)
+    told = ", ".join(f"{name} {value.text}" for name, value in page.records.constants)
     return escape(f"The same for all: {told}.") if told else ""
 
 

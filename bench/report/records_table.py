@@ -45,8 +45,8 @@ class Details:
 class Records:
     table: Table
     details: tuple[Details, ...]
-    constants: tuple[tuple[str, str], ...]
-    """Columns that would hold one value all the way down: name and value."""
+    constants: tuple[tuple[str, Value], ...]
+    """Columns that would hold one value all the way down."""
 
 
 def _number(write: Callable[[float | None], str], value: float | None) -> Value:
@@ -95,7 +95,7 @@ def records(rows: Sequence[Row], labels: Mapping[str, str]) -> Records:
             heads.append(head)
             cells.append(values)
         elif values[0].text != "–":
-            constants.append((head.text, values[0].text))
+            constants.append((head.text, values[0]))
     table = Table(tuple(heads), tuple(zip(*cells, strict=True)))
     return Records(table, tuple(map(_details, rows)), tuple(constants))
 

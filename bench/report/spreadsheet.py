@@ -26,16 +26,16 @@ def figures(page: Page) -> str:
 
 
 def records(page: Page) -> str:
-    """``records.csv``: one line a record, its figures as numbers, without rounding; ``settings`` as JSON."""
+    """``records.csv``: one line a record, its numbers without rounding, shares in [0, 1]; ``settings`` as JSON."""
     table = page.records.table
     heads = ["id", *(head.text for head in table.heads), *(name for name, _ in page.records.constants)]
     heads += ["settings", "reason"]
     lines: list[Sequence[object]] = [heads]
+    shared = [value for _, value in page.records.constants]
     for row, details in zip(table.rows, page.records.details, strict=True):
-        values = [value.text if value.sort is None else value.sort for value in row]
-        shared = [text for _, text in page.records.constants]
+        values = [value.text if value.sort is None else value.sort for value in (*row, *shared)]
         told = ["" if value == "–" else value for value in values]
-        lines.append([details.id, *told, *shared, details.settings, details.reason])
+        lines.append([details.id, *told, details.settings, details.reason])
     return _written(lines)
 
 

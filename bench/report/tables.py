@@ -95,7 +95,7 @@ def summary(found: Sequence[Row], labels: Mapping[str, str], order: Sequence[str
         seeds = len({row.seed for row in scored})
         values = [measured(scored, metric, write) for _, metric, write in figures]
         rows.append((Value(label), cells, Value(str(seeds), sort=seeds), *values))
-    notes = ["Mean over the scored cells; smallest to largest beneath. Rates in percent."]
+    notes = [f"Mean over the scored cells{spread(rows)}. Rates in percent."]
     notes += given.note(found)
     if len(devices) > 1:
         notes.append(f"Times and memory come from {len(devices)} devices: compare them only within one.")
@@ -119,6 +119,11 @@ def measured(rows: Sequence[Row], metric: str, write: Callable[[float | None], s
     least, most = write(found.least), write(found.most)
     span = f"{_without_unit(least, most)}–{most}" if least != most else ""
     return Value(write(found.mean), span, sort=found.mean, estimate=found)
+
+
+def spread(rows: Iterable[Sequence[Value]]) -> str:
+    """What stands beneath means, as the end of a sentence on them; nothing where nothing does."""
+    return "; smallest to largest beneath" if any(each.estimate and each.note for row in rows for each in row) else ""
 
 
 def _without_unit(least: str, most: str) -> str:
