@@ -54,23 +54,22 @@ def possible(record: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]
         return kept(tree, where) if isinstance(tree, dict) else tree
 
     def kept(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
-        left_out.update((where + key, None) for key, value in tree.items() if not _can_be(key, value))
-        return {
-            key: sifted(value, f"{where}{key}.") if key in _PARTS else value
-            for key, value in tree.items()
-            if _can_be(key, value)
-        }
+        good = {key: value for key, value in tree.items() if _can_be(key, value)}
+        left_out.update((where + key, None) for key in tree if key not in good)
+        return {key: sifted(value, f"{where}{key}.") if key in _PARTS else value for key, value in good.items()}
 
     return kept(record, ""), tuple(left_out)
 
 
 def _can_be(key: str, value: object) -> bool:
     """Of a figure's value. What is no number at all is not judged here."""
-    ends = value if key.endswith("_interval") and isinstance(value, list) else [value]
-    known = [found for end in ends if (found := number(end)) is not None]
-    if key.removesuffix("_interval") in SHARES:
-        return all(0 <= found <= 1 for found in known)
-    return key not in AMOUNTS or all(found >= 0 for found in known)
+    if key in AMOUNTS:
+        amount = number(value)
+        return amount is None or amount >= 0
+    if key.removesuffix("_interval") not in SHARES:
+        return True
+    shares = map(number, value if isinstance(value, list) else [value])
+    return all(share is None or 0 <= share <= 1 for share in shares)
 
 
 def misnamed(record: Mapping[str, Any]) -> bool:
