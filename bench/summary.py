@@ -144,6 +144,6 @@ def _defense_names(records: Sequence[Record]) -> dict[str, str]:
     for record in records:
         defense = record.cell.defense
         differing = [key for key, values in settings[defense["name"]].items() if len(values) > 1]
-        extra = ", ".join(f"{key}={defense.get(key)}" for key in differing)
+        extra = ", ".join(f"{key}={value}" for key in differing if (value := defense.get(key)) is not None)
         names[record.id] = f"{defense['name']} ({extra})" if extra else str(defense["name"])
     return names

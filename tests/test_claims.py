@@ -208,6 +208,10 @@ def test_stability_is_compared_case_by_case_over_runs() -> None:
     assert verdict(STABLE, *one, *shaky("ibau", "blend"), *steady("naive_uap", "blend")) == IN_PART
     assert verdict(STABLE, *shaky("ibau", "badnets"), *steady("naive_uap", "badnets")) == DOES_NOT
     assert verdict(STABLE, *one[:5]) is None  # two runs show no spread
+    found = claims(one)
+    assert found is not None
+    (told,) = (row[2].text for row in found.table.rows if STABLE in row[0].text)
+    assert told.endswith("2.0 points against 40.0 points; 1 case; effective in 3 of 3 runs against 1 of 3")
     other = [replace(row, id=f"{row.id}'", settings={"batch_norm": "eval"}) for row in steady("naive_uap", "badnets")]
     assert verdict(STABLE, *one, *other) == IN_PART  # than one way to do it, not than the other
 

@@ -7,7 +7,7 @@ from typing import Any
 from fake_cells import record
 
 from bench.records import Record
-from bench.summary import table
+from bench.summary import _defense_names, table
 
 
 def _one(acc: float | None = 0.5, /, *, status: Any = "ok", data: str = "", split: int = 1, **changes: Any) -> Record:
@@ -28,6 +28,14 @@ def test_one_data_set_is_told_of_as_a_whole_and_by_its_axes() -> None:
         ("clean_size", "50", "1", "70.0"),
         ("", "150", "1", "50.0"),
     ]
+
+
+def test_settings_that_are_the_recipes_own_are_in_no_name() -> None:
+    same = {"name": "ibau", "recipe": "fast"}
+    names = _defense_names(
+        [record("ibau", defense={**same, "rounds": rounds, "penalty": None}) for rounds in (2, None)]
+    )
+    assert sorted(names.values()) == ["ibau", "ibau (rounds=2)"]
 
 
 def test_data_sets_are_kept_apart_and_so_are_their_axes() -> None:

@@ -137,7 +137,8 @@ def only_one_effective_everywhere(found: Evidence) -> Verdict | None:
 
 def more_stable_than_naive(found: Evidence) -> Verdict | None:
     """Over runs that differ in seed or run alone, its ASR ranges less than that of naive adversarial training; of
-    several ways to do that, than that of each."""
+    several ways to do that, than that of each. In how many runs each is effective is told: what never is may be steady.
+    """
     ours = _spans(found.rows[found.ours])
     naive = {name: _spans(rows) for name, rows in found.rows.items() if rows[0].defense == "naive_uap"}
     shared = [(name, ours[key], spans[key]) for name, spans in naive.items() for key in ours.keys() & spans.keys()]
@@ -146,7 +147,9 @@ def more_stable_than_naive(found: Evidence) -> Verdict | None:
     less = [mine < theirs for _, mine, theirs in shared]
     told = [
         f"{names.points(max(mine for _, mine, _ in each))} against {names.points(max(theirs for *_, theirs in each))}"
-        f"{f' ({name})' if len(naive) > 1 else ''}; {len(each)} case{'s' * (len(each) > 1)}"
+        f"{f' ({name})' if len(naive) > 1 else ''}; {len(each)} case{'s' * (len(each) > 1)}; effective in"
+        f" {_effective_runs(found.rows[found.ours], ours.keys() & naive[name].keys())} runs against"
+        f" {_effective_runs(found.rows[name], ours.keys() & naive[name].keys())}"
         for name, each in by(shared, lambda one: one[0]).items()
     ]
     word = HOLDS if all(less) else IN_PART if any(less) else DOES_NOT
@@ -279,6 +282,12 @@ def _effective(rows: Sequence[Row]) -> bool:
     assert asr is not None
     before = [row.before["acc"] for row in rows if "acc" in row.before]
     return marks.Outcome(rows[0].defense, acc.mean, asr.mean, sum(before) / len(before) if before else None).effective
+
+
+def _effective_runs(rows: Sequence[Row], among: Collection[_Setting]) -> str:
+    """``5 of 6`` of the runs in these settings, each judged by itself."""
+    runs = [row for key, each in _settings(rows).items() if key in among for row in each]
+    return f"{sum(_effective([row]) for row in runs)} of {len(runs)}"
 
 
 def _spans(rows: Sequence[Row]) -> dict[_Setting, float]:
