@@ -15,7 +15,7 @@ from adapters import attacks, defenses
 from adapters.errors import UserError
 from adapters.protocols import Defense
 from bench import files
-from bench.cells import Cell, CheckpointVictim, ImageTrigger, Training, TriggerTarget
+from bench.cells import Cell, CheckpointVictim, ImageTrigger, Training, TriggerTarget, content_hash, title
 from bench.training import default_training
 from bench.validation import validated
 
@@ -55,7 +55,10 @@ class Normaliser:
         for name in ("dataset", "model", "min_asr", "time_limit", "evasion_radius", "tsne_images", "run"):
             if name in parts:
                 cell[name] = parts[name]
-        if type(parts.get("run")) is int and parts["run"] == 0:  # the first run, which a cell need not name
+        run = parts.get("run")
+        if type(run) is int and run < 0:
+            raise UserError(f"{self._key_of('run')}: found {run}; expected greater than or equal to 0, the first run")
+        if type(run) is int and run == 0:  # the first run, which a cell need not name
             del cell["run"]
             self.used.add("run")
         cell |= self._defense(parts)
@@ -96,7 +99,8 @@ class Normaliser:
         if not isinstance(spec, str) and not (isinstance(spec, dict) and isinstance(spec.get("name"), str)):
             key = self._key_of("defense")
             raise UserError(f"{key}: found {spec!r}; expected a name, or a mapping such as {{name: ibau, rounds: 2}}")
-        return defenses.build(spec)
+        with self._own_keys():
+            return defenses.build(spec)
 
     def _victim(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """The keys that say which poisoned model: ``victim``, or those of ``ATTACK_KEYS``."""
@@ -159,14 +163,18 @@ class Normaliser:
             return self._trigger(spec, "attack")
         if not spec:
             raise UserError(f"{key}: found an empty list; expected at least one {{attack, target}}")
-        rows = []
+        rows, seen = [], set[str]()
         for number, row in enumerate(spec):
             if not isinstance(row, Mapping):
                 raise UserError(f"{key}.{number}: found {row!r}; expected a mapping with attack and target")
             tree = dict(row)
             if "attack" in tree:
                 tree["attack"] = self._trigger(tree["attack"], f"attack.{number}.attack")
-            validated(TriggerTarget, tree, self._under(f"attack.{number}"))
+            one = validated(TriggerTarget, tree, self._under(f"attack.{number}"))
+            if content_hash(tree["attack"]) in seen:
+                where = self._key_of(f"attack.{number}.attack")
+                raise UserError(f"{where}: {title(one.attack)!r} is listed twice; expected triggers that differ")
+            seen.add(content_hash(tree["attack"]))
             rows.append(tree)
         return rows
 

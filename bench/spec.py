@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -135,7 +135,7 @@ def load(path: Path, overrides: Sequence[str], data_root: Path, budget: str | No
         raise UserError(f"grid: {plan.combinations} combinations; expected at most {MAX_COMBINATIONS}")
     normaliser = Normaliser(plan.key, plan.folders)
     cells = {cell.id: cell for cell in _expand(file, normaliser)}
-    _check_used(file, normaliser.used)
+    _check_used(file, normaliser.used, cells.values())
     return replace(plan, cells=tuple(cells.values()))
 
 
@@ -199,20 +199,29 @@ def _check_conflicts(file: SweepFile) -> None:
             raise UserError(f"grid.{second}: unused key; grid.{axis} sets {part} too; expected one of the two")
 
 
-def _check_used(file: SweepFile, used: set[str]) -> None:
+def _check_used(file: SweepFile, used: set[str], cells: Collection[Cell]) -> None:
     """A key that no cell of the sweep uses is a mistake: what its author meant it to do does not happen."""
     axes = [(part.split(".")[0], f"grid.{axis}") for axis in file.grid for part in _parts(axis)]
     for key, where in [*((key, f"cell.{key}") for key in file.cell), *axes]:
-        if key in used:
-            continue
-        reason = "no defense of this sweep uses it"
-        if key in ATTACK_KEYS:
-            reason = "a victim from a checkpoint, or a list of attacks, brings its own"
-        if key == "clean_label":
-            reason = "it is for one trigger with one target, and this sweep has none"
-        if key == "mix":
-            reason = "it is for a list of attacks, and this sweep has none"
-        raise UserError(f"{where}: unused key; expected it to be left out, for {reason}")
+        if key not in used:
+            raise UserError(f"{where}: unused key; expected it to be left out, for {_why_unused(key, cells)}")
+
+
+def _why_unused(key: str, cells: Collection[Cell]) -> str:
+    if key == "clean_label":
+        return "it is for one trigger with one target, and this sweep has none"
+    if key == "mix":
+        return "it is for a list of attacks, and this sweep has none"
+    if key == "min_asr":
+        return "a clean model (attack: none) has no ASR to reach"
+    if key not in ATTACK_KEYS:
+        return "no defense of this sweep uses it"
+    reasons = {
+        f"a clean model (attack: none) has no {key}": any(cell.is_clean for cell in cells),
+        "a victim from a checkpoint brings its own": any(cell.victim is not None for cell in cells),
+        "a list of attacks brings its own": any(isinstance(cell.attack, tuple) for cell in cells),
+    }
+    return ", and ".join(reason for reason, holds in reasons.items() if holds)
 
 
 def _expand(file: SweepFile, normaliser: Normaliser) -> Iterator[Cell]:

@@ -42,14 +42,16 @@ def user_error(
     error: ValidationError, tree: Any, prefix: str | Callable[[str], str], known: Mapping[str, Any]
 ) -> UserError:
     """The line for the fault that lies deepest: of a union's members, that is the one the user meant."""
-    details = max(error.errors(include_url=False), key=lambda one: len(_path(one, tree)))
+    faults = error.errors(include_url=False)
+    details = max(faults, key=lambda one: len(_path(one, tree)))
     path = _path(details, tree)
+    beside = [one for one in faults if one is not details and _path(one, tree) == path]
     name = ".".join(path)
     if callable(prefix):
         name = prefix(name) if name else "cell"
     elif prefix:
         name = f"{prefix}.{name}" if name else prefix
-    return UserError(f"{name or 'sweep file'}: {_fault(details, _siblings(path, known))}")
+    return UserError(f"{name or 'sweep file'}: {_fault(details, _siblings(path, known), beside)}")
 
 
 def _siblings(path: Sequence[str], fields: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -76,11 +78,13 @@ def _path(details: ErrorDetails, tree: Any) -> tuple[str, ...]:
     return tuple(path)
 
 
-def _fault(details: ErrorDetails, known: Mapping[str, Any] | None) -> str:
+def _fault(details: ErrorDetails, known: Mapping[str, Any] | None, beside: Sequence[ErrorDetails]) -> str:
+    """``beside``: the faults of the same key. Of a union's, what else may stand there is told: the words it takes."""
     if details["type"] == "extra_forbidden":
         listed = f"; expected one of: {', '.join(known)}" if known else "; expected it to be left out"
         return f"unknown key{listed}"
     if details["type"] == "missing":
         return "found nothing; expected a value"
     wanted = details["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"found {details['input']!r}; expected {wanted[:1].lower()}{wanted[1:]}"
+    words = [one["msg"].removeprefix("Input should be ") for one in beside if one["type"] == "literal_error"]
+    return f"found {details['input']!r}; expected {', or '.join([wanted[:1].lower() + wanted[1:], *words])}"

@@ -31,6 +31,8 @@ def place(tmp_path: Path) -> Path:
     """A folder with data, and a results folder that holds a record already."""
     tiny_sweep.write_images(tmp_path / "data")
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "small.png")
+    for name in ("fit.png", "same.png"):
+        Image.fromarray(np.full((16, 16, 3), 9, np.uint8)).save(tmp_path / name)
     (tmp_path / "broken.png").write_bytes(b"no image")
     torch.save({"net": {"a.weight": torch.zeros(3)}}, tmp_path / "shape.pth")
     (tmp_path / "evil.pth").write_bytes(pickle.dumps(_Evil()))
@@ -74,6 +76,10 @@ def _grid(**axes: Any) -> Tree:
     return tree
 
 
+def _several(*attacks: Tree) -> Tree:
+    return _cell(attack=list(attacks), target=None)
+
+
 def _victim(checkpoint: str, **changes: Any) -> Tree:
     cell = {"dataset": "digits", "model": "simplified_vgg", "clean_size": 9, "defense": "none"}
     victim = {"checkpoint": checkpoint, "trigger": "badnets", "target": 1, **changes}
@@ -86,7 +92,18 @@ CASES: dict[str, tuple[Tree | str, str]] = {
     "unknown axis": (_grid(colour=["red"]), "grid.colour: unknown key"),
     "unknown key of training": (_cell(training={"epoch": 3}), "cell.training.epoch: unknown key; expected one of"),
     "unknown resource": (tiny_sweep.tree(resources={"tpu": 1}), "resources.tpu: unknown key; expected one of: cpu"),
-    "unknown setting of a defense": (_grid(defense=[{"name": "ibau", "round": 2}]), "round: unknown setting"),
+    "unknown setting of a defense": (
+        _grid(defense=[{"name": "ibau", "round": 2}]),
+        "grid.defense.round: unknown setting of ibau",
+    ),
+    "setting of a defense on an axis": (
+        tiny_sweep.tree(grid={"poison_ratio": [0.1], "defense.name": ["ibau"], "defense.rounds": [0]}),
+        "grid.defense.rounds: found 0",
+    ),
+    "setting of a defense in the cell": (
+        {**_cell(defense={"name": "ibau", "round": 2}), "grid": {"poison_ratio": [0.1]}},
+        "cell.defense.round: unknown setting of ibau",
+    ),
     "seed in the cell": (_cell(seed=3), "cell.seed: unknown key"),
     "unused radius": (_cell(radius=5.0), "cell.radius: unused key"),
     "unused axis": (_grid(radius=[1.0, 2.0]), "grid.radius: unused key"),
@@ -101,7 +118,25 @@ CASES: dict[str, tuple[Tree | str, str]] = {
         {"name": "tiny", "cell": {**_victim("shape.pth")["cell"], "defense": "dp_sgd"}},
         "found 'dp_sgd' with a victim from a checkpoint, which brings no training data",
     ),
-    "unknown defense": (_grid(defense=["none", "prayer"]), "unknown name 'prayer'; expected one of: deep_inspect"),
+    "unknown defense": (
+        _grid(defense=["none", "prayer"]),
+        "grid.defense: unknown name 'prayer'; expected one of: deep_inspect",
+    ),
+    "a trigger listed twice": (
+        _several(*[{"attack": name, "target": 0} for name in ("badnets", "blend", "badnets")]),
+        "cell.attack.2.attack: 'badnets' is listed twice; expected triggers that differ",
+    ),
+    "a trigger listed twice, with its default": (
+        _grid(
+            target=[None],
+            attack=[[{"attack": {"name": "blend", "alpha": 0.2}, "target": 0}, {"attack": "blend", "target": 1}]],
+        ),
+        "grid.attack.1.attack: 'blend' is listed twice",
+    ),
+    "an image listed twice": (
+        _several(*[{"attack": {"image": name, "mode": "add"}, "target": 0} for name in ("fit.png", "same.png")]),
+        "cell.attack.1.attack: 'same.png' is listed twice",
+    ),
     "poison ratio 0": (_grid(poison_ratio=[0]), "grid.poison_ratio: found 0; expected greater than 0"),
     "poison ratio 1.5": (_grid(poison_ratio=[1.5]), "grid.poison_ratio: found 1.5; expected less than 1"),
     "poison ratio a text": (_grid(poison_ratio=["0.1"]), "grid.poison_ratio: found '0.1'; expected a valid number"),
@@ -122,6 +157,39 @@ CASES: dict[str, tuple[Tree | str, str]] = {
     "target out of range": (_cell(target=3), "cell.target: found 3; expected a label from 0 to 2"),
     "negative target": (_cell(target=-1), "cell.target: found -1"),
     "true as a target": (_cell(target=True), "cell.target: found True"),
+    "target a word": (_cell(target="all"), "cell.target: found 'all'; expected a valid integer, or 'all_to_all'"),
+    "target of a checkpoint a word": (
+        _victim("shape.pth", target="all"),
+        "cell.victim.target: found 'all'; expected a valid integer, or 'all_to_all'",
+    ),
+    "target of one of several a word": (
+        _several({"attack": "badnets", "target": "all"}),
+        "cell.attack.0.target: found 'all'; expected a valid integer, or 'all_to_all'",
+    ),
+    "share of a GPU a word": (tiny_sweep.tree(resources={"gpu": "all"}), "expected a valid number, or 'auto'"),
+    "negative run": (_cell(run=-1), "cell.run: found -1; expected greater than or equal to 0"),
+    "negative run on an axis": (_grid(run=[0, -1]), "grid.run: found -1; expected greater than or equal to 0"),
+    "target of a clean model": (_cell(attack="none"), "for a clean model (attack: none) has no target\n"),
+    "poison ratio of a clean model": (
+        _cell(attack="none", target=None, min_asr=None, clean_size=None),
+        "grid.poison_ratio: unused key; expected it to be left out, for a clean model (attack: none) has no poison_",
+    ),
+    "ASR of a clean model": (
+        {**_cell(attack="none", target=None, min_asr=0.5), "grid": {"defense": ["none"]}},
+        "cell.min_asr: unused key; expected it to be left out, for a clean model (attack: none) has no ASR to reach",
+    ),
+    "attack beside a checkpoint": (
+        {**_cell(victim=_victim("shape.pth")["cell"]["victim"]), "grid": {"defense": ["none"]}},
+        "cell.attack: unused key; expected it to be left out, for a victim from a checkpoint brings its own\n",
+    ),
+    "target of a list of attacks": (
+        _cell(attack=[{"attack": "badnets", "target": 0}]),
+        "cell.target: unused key; expected it to be left out, for a list of attacks brings its own\n",
+    ),
+    "target of a list of attacks and of a clean model": (
+        {**_grid(attack=["none", [{"attack": "badnets", "target": 0}]])},
+        "for a clean model (attack: none) has no target, and a list of attacks brings its own\n",
+    ),
     "empty grid": (tiny_sweep.tree(grid={}), "grid: found {}; expected at least one axis"),
     "empty axis": (_grid(radius=[]), "grid.radius: found []; expected a list"),
     "axis without a list": (_grid(poison_ratio=0.1), "grid.poison_ratio: found 0.1; expected a list"),
