@@ -203,6 +203,7 @@ class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
         """A record for the cell, or for every cell of the victim."""
         if job.kind == "victim":
             lost = self._queue.fail_victim(job)
+            self._done(job, "failed", seconds)
             why = f"its victim could not be prepared: {why}"
         else:
             lost = [job]

@@ -91,7 +91,7 @@ class Progress:
     def finished(self, job: Job, status: str, seconds: float) -> None:
         self._since.pop(job.key, None)
         if status in ("failed", "attack_failed", "diverged"):
-            self._failed += status == "failed"
+            self._failed += status == "failed" and job.kind == "cell"
             self._console.print(f"  {status}: {describe(job)}", highlight=False, markup=False)
         self._line()
 

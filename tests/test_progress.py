@@ -38,3 +38,22 @@ def test_a_victim_in_training_tells_its_epochs(monkeypatch: pytest.MonkeyPatch) 
     lines = shown.getvalue().splitlines()
     assert [line.rsplit("seed 0", 1)[1] for line in lines if "victim: " in line] == ["", ", 3 of 8 epochs"]
     assert "epochs" not in lines[-1]
+
+
+def test_a_victim_that_failed_is_listed_no_longer_and_no_failed_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    shown = io.StringIO()
+    queue = JobQueue([cell()], lambda one: False, {})
+    with Progress(Console(file=shown, width=200), queue, 1, 0, 1) as display:
+        job = queue.next()
+        assert job is not None
+        queue.started(job)
+        display.started(job)
+        (lost,) = queue.fail_victim(job)
+        display.finished(job, "failed", 1.0)
+        display.finished(lost, "failed", 1.0)
+    told = [line for line in shown.getvalue().splitlines() if line.startswith("  failed: ")]
+    assert [line.partition(":")[2].split(":")[0] for line in told] == [" victim", " ibau"]
+    last = shown.getvalue().splitlines()[-1]
+    assert ", 1 failed | " in last
+    assert last.endswith("| starting")

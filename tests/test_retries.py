@@ -20,11 +20,14 @@ from bench.records import RecordStore
 class Listener:
     def __init__(self) -> None:
         self.ended: list[str] = []
+        self.running: set[str] = set()
 
-    def started(self, job: Job) -> None: ...
+    def started(self, job: Job) -> None:
+        self.running.add(job.key)
 
     def finished(self, job: Job, status: str, seconds: float) -> None:
         self.ended.append(status)
+        self.running.discard(job.key)
 
     def tick(self) -> None: ...
 
@@ -32,9 +35,9 @@ class Listener:
 class Sweep:
     """Two cells, of which each trial is the first one handed out; its worker dies on a machine of the test's choice."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, ready: bool = True) -> None:
         self.store = RecordStore(folder)
-        self.queue = JobQueue([cell("none"), cell("none", seed=1)], lambda one: True, {})
+        self.queue = JobQueue([cell("none"), cell("none", seed=1)], lambda one: ready, {})
         self.searcher = QueueSearcher(self.queue, None, Outbox(self.store))
         self.listener, self.count = Listener(), 0
         self.recorder = Recorder(self.searcher, Outbox(self.store), lambda record: record, self.listener, Ledger())
@@ -114,3 +117,17 @@ def test_a_record_that_cannot_be_read_is_its_cells_failure_alone(tmp_path: Path,
     assert "\n" not in str(record.reason)
     assert sweep.listener.ended == ["failed"]
     assert (sweep.queue.running, sweep.queue.cells_left) == ({}, 1)
+
+
+def test_a_victim_that_cannot_be_prepared_runs_no_longer(tmp_path: Path) -> None:
+    sweep, trial = Sweep(tmp_path, ready=False), SimpleNamespace(trial_id="1")
+    sweep.searcher.suggest("1")
+    sweep.recorder.on_trial_start(0, [], trial)
+    assert len(sweep.listener.running) == 1
+    sweep.recorder.on_trial_result(0, [], trial, {"error": "no room", "seconds": 2.0})
+    assert sweep.listener.running == set()
+    assert sweep.listener.ended == ["failed", "failed"], "the victim and its cell"
+    (record,) = sweep.store.read()
+    assert (record.status, record.reason) == ("failed", "its victim could not be prepared: no room")
+    assert sweep.recorder.ledger.statuses == {"failed": 1}
+    assert (sweep.queue.running, sweep.queue.victims_left) == ({}, 1)
