@@ -47,8 +47,9 @@ class JobQueue:
         cells: the cells to run, distinct.
         ready: whether a victim needs no preparation.
         costs: victims' relative costs; the largest goes first.
-        clean: the clean model, as a cell, that must be trained before the victim of a cell; None if it needs none. It
-            is a victim job of its own, the first of all, lest many workers wait for the one that trains it.
+        clean: the clean model, as a cell, that must be trained before the victim of a cell, or before its cells where
+            that needs no preparation (a checkpoint with a fitted trigger); None if it needs none. It is a victim job of
+            its own, the first of all, lest many workers wait for the one that trains it.
         ahead: cells of which only the victims are prepared. One that fails is nobody's end: its cells are not here.
     """
 
@@ -69,6 +70,8 @@ class JobQueue:
         self._victims: list[tuple[float, int, Job]] = []
         self._blocked: dict[str, list[Job]] = {}
         """Victims by the id of the clean model they wait for."""
+        self._at_hand: set[str] = set()
+        """Victims that need no preparation, but for that."""
         self._again: list[Job] = []
         self._costs = costs
         self._unfinished: Counter[Family] = Counter()
@@ -84,14 +87,10 @@ class JobQueue:
         alone = {cell.victim_id: cell for cell in ahead if cell.victim_id not in self._waiting}
         self._own = frozenset({*self._waiting, *alone})
         """Victims of cells, as against clean models that only a trigger is fitted to."""
-        for victim, jobs in list(self._waiting.items()):
-            if ready(jobs[0].cell):
-                self._release(victim)
-            else:
-                self._add_victim(Job("victim", jobs[0].cell, victim, victim), clean(jobs[0].cell))
-        for victim, cell in alone.items():
-            if not ready(cell):
-                self._add_victim(Job("victim", cell, victim, victim), clean(cell))
+        for victim, cell in [*((name, jobs[0].cell) for name, jobs in self._waiting.items()), *alone.items()]:
+            if ready(cell):
+                self._at_hand.add(victim)
+            self._add_victim(Job("victim", cell, victim, victim), clean(cell))
 
     def recall(self, seconds: Iterable[tuple[Cell, float]]) -> None:
         """What cells of an earlier run took, for a first idea of what those of their families will.
@@ -126,11 +125,12 @@ class JobQueue:
         if job.kind == "victim":
             self._release(job.victim)
             for one in self._blocked.pop(job.victim, []):
-                self._push(one)
+                self._unblock(one)
 
     def fail_victim(self, job: Job) -> list[Job]:
         """The victim cannot be prepared; returns its cells, which are finished too, and those of what waits for it."""
-        self._end(job)
+        if job.victim not in self._at_hand:
+            self._end(job)
         jobs = self._waiting.pop(job.victim, [])
         for one in jobs:
             self._end(one)
@@ -157,10 +157,11 @@ class JobQueue:
         return total / max(1, workers)
 
     def _add_victim(self, job: Job, clean: Cell | None) -> None:
-        self._unfinished[job.family] += 1
-        self.victims_left += 1
+        if job.victim not in self._at_hand:
+            self._unfinished[job.family] += 1
+            self.victims_left += 1
         if clean is None:
-            self._push(job)
+            self._unblock(job)
             return
         name = clean.victim_id
         if name not in self._blocked:
@@ -169,7 +170,11 @@ class JobQueue:
                 self._add_victim(Job("victim", clean, name, name), None)
         self._blocked[name].append(job)
 
-    def _push(self, job: Job) -> None:
+    def _unblock(self, job: Job) -> None:
+        """The victim may be prepared now; if it is there, its cells may run."""
+        if job.victim in self._at_hand:
+            self._release(job.victim)
+            return
         cost = math.inf if job.cell.is_clean else self._costs.get(job.victim, 0.0)
         heapq.heappush(self._victims, (-cost, next(self._order), job))
 

@@ -19,6 +19,7 @@ from adapters.protocols import Defense, ImageTensors
 from bench.cells import Cell, plain
 from bench.spec import SweepPlan
 from bench.splits import check_clean_size
+from bench.triggers import clean_cell
 from bench.validation import in_file
 
 Target = int | str
@@ -83,8 +84,9 @@ def _check_data(plan: SweepPlan, cache_dir: Path) -> Checked:
         if key not in checked:
             checked.add(key)
             _check_victim(plan, cell, data)
-        if (cell.dataset, cell.model) not in weights:
-            weights[cell.dataset, cell.model] = multiplications(cell.model, data)
+        for model in _networks(cell, data):
+            if (cell.dataset, model) not in weights:
+                weights[cell.dataset, model] = multiplications(model, data)
         epochs = cell.training.epochs if cell.training else 0
         copies = len(cell.targets) if cell.mix == "united" else 1
         costs[cell.victim_id] = weights[cell.dataset, cell.model] * len(data.train.labels) * copies * epochs
@@ -132,6 +134,13 @@ def _triggers(cell: Cell) -> Iterator[tuple[Any, Target, str]]:
             yield plain(one.attack), one.target, f"attack.{number}.attack"
     elif cell.attack is not None and cell.target is not None:
         yield plain(cell.attack), cell.target, "attack"
+
+
+def _networks(cell: Cell, data: ImageTensors) -> Iterator[str]:
+    """The victim's, and that of the clean model which its triggers or its adversarial images may need."""
+    yield cell.model
+    if cell.clean_label == "adversarial" or any(attacks.needs_fit(spec) for spec, _, _ in _triggers(cell)):
+        yield clean_cell(cell, data.image_shape).model
 
 
 def _target_key(key: str) -> str:

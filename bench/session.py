@@ -139,9 +139,10 @@ class Session:
 
     def _victims_to_train(self, left: Sequence[Cell], checked: preflight.Checked) -> list[Cell]:
         """One cell for each victim that is not there yet, clean models that a trigger is to be fitted to among them."""
-        store = VictimStore(self._options.cache)
-        missing = [cell for cell in left if not store.has(cell)]
-        clean = [store.clean_model_to_train(cell, checked.shapes[cell.dataset]) for cell in missing]
+        store, victims = VictimStore(self._options.cache), preflight.distinct_victims(tuple(left))
+        missing = [cell for cell in victims if not store.has(cell)]
+        # Of a checkpoint's trigger too, and of one that is lost though its victim is not.
+        clean = [store.clean_model_to_train(cell, checked.shapes[cell.dataset]) for cell in victims]
         return list({cell.victim_id: cell for cell in [*clean, *missing] if cell is not None}.values())
 
     def _compute(self, parts: Sequence[Phase], checked: preflight.Checked, grants: Sequence[cluster.Grant]) -> int:

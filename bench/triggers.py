@@ -16,7 +16,7 @@ from adapters import attacks
 from adapters.errors import UserError
 from adapters.protocols import ImageTensors, LabelMap, Trigger
 from bench import victim_files as files
-from bench.cells import Cell, Target, Training, content_hash, plain
+from bench.cells import Cell, Target, Training, TriggerSpec, content_hash, plain
 from bench.files import write_atomically
 from bench.provenance import device_name
 from bench.scoring import fingerprint
@@ -121,10 +121,7 @@ class TriggerStore:
 
     def lacks(self, cell: Cell, clean: Cell) -> bool:
         """Whether some optimised trigger of ``cell`` is still to be fitted to ``clean``."""
-        if cell.attack is None:
-            return False
-        given = [one.attack for one in cell.attack] if isinstance(cell.attack, tuple) else [cell.attack]
-        wanted = zip(map(attacks.normal, map(plain, given)), cell.targets, strict=True)
+        wanted = zip(map(attacks.normal, map(plain, _given(cell))), cell.targets, strict=True)
         return any(attacks.needs_fit(spec) and not self.path(spec, target, clean).exists() for spec, target in wanted)
 
     def get_or_fit(
@@ -186,6 +183,14 @@ class TriggerStore:
         trigger = attacks.run_fit(fit, context, about)
         trigger.provenance = {**trigger.provenance, "seconds": time.perf_counter() - start}
         return trigger
+
+
+def _given(cell: Cell) -> list[TriggerSpec]:
+    """The triggers of ``cell`` as its sweep names them, one for each of its ``targets``."""
+    if isinstance(cell.attack, tuple):
+        return [one.attack for one in cell.attack]
+    given = cell.victim.trigger if cell.victim else cell.attack
+    return [] if given is None else [given]
 
 
 def _settings(fit: Any) -> dict[str, Any]:

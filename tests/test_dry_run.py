@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import tiny_sweep
+import torch
 from fake_cells import cell, record
 
-from bench import dry_run, estimate, sweep
+from adapters import models
+from bench import dry_run, estimate, spec, sweep
 from bench.estimate import Pace
 from bench.phases import Phase
 from bench.preflight import Checked
@@ -168,13 +170,32 @@ def test_a_dry_run_refuses_what_this_machine_has_no_room_for(place: Path, capsys
     assert "error: resources.cpu: found 999; expected at most " in capsys.readouterr().err
 
 
-def test_a_dry_run_estimates_from_records(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from bench import includes
+def test_a_dry_run_counts_the_clean_model_that_the_trigger_of_a_checkpoint_is_fitted_to(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = models.build(tiny_sweep.MODEL, tiny_sweep.CLASSES, (3, 16, 16))
+    torch.save(model.state_dict(), place / "mine.pth")
+    victim = {"checkpoint": "mine.pth", "trigger": "l2_inv", "target": 1}
+    shared = {"dataset": tiny_sweep.DATASET, "model": tiny_sweep.MODEL, "victim": victim, "clean_size": 9}
+    tiny_sweep.write(place, {"name": "all", "cell": shared, "grid": {"defense": ["none", "fine_tuning"]}}, "all.yaml")
+    lines = _dry_run(place, capsys)
+    assert lines[1].endswith("simplified_vgg, clean, seed 0 (to train): a trigger is fitted to it")
+    assert lines[2].endswith("mine.pth, seed 0 (at hand): none, fine_tuning")
+    assert lines[3] == "dry run: 2 cells would be computed, 1 victims trained; nothing was"
+    _keep_a_record(place)
+    assert _dry_run(place, capsys)[3:4] == lines[3:4]
 
-    done = includes.load(place / "one.yaml", (), place / "data").cells[0]
+
+def _keep_a_record(place: Path) -> None:
+    """Of a victim that took a minute to train."""
+    done = spec.load(place / "one.yaml", (), place / "data").cells[0]
     figures = VictimFigures(id=done.victim_id, acc=0.9, asr=0.9, ra=0.1, seconds=60.0)
     store = RecordStore(place / "runs" / "earlier")
     store.append(Record(id=done.id, cell=done, status="ok", victim=figures, seconds=1.0))
+
+
+def test_a_dry_run_estimates_from_records(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _keep_a_record(place)
     lines = _dry_run(place, capsys)
     assert lines[-1].startswith("estimate: 3:"), lines[-1]  # three victims at 60 s, and a little scoring
     assert "on 1 worker(s), from 1 earlier records" in lines[-1]

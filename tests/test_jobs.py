@@ -169,6 +169,36 @@ def test_a_clean_model_that_fails_takes_along_what_waits_for_it() -> None:
     assert queue.finished()
 
 
+def test_cells_of_a_victim_that_is_there_wait_for_the_clean_model_of_its_trigger() -> None:
+    queue = JobQueue(_cells(), lambda one: True, {}, _clean, ahead=[cell("none", poison_ratio=0.2, seed=1)])
+    assert (queue.victims_left, queue.cells_left) == (1, 18)
+    clean = queue.next()
+    assert clean is not None
+    assert clean.cell.is_clean
+    free = [queue.next() for _ in range(7)]
+    assert {job.cell.poison_ratio for job in free if job} == {RATIOS[0]}
+    assert free[-1] is None, "the others wait"
+    queue.finish(clean, 5.0)
+    assert (queue.victims_left, queue.cells_left) == (0, 18)
+    jobs = [job for job in [*free, *(queue.next() for _ in range(12))] if job]
+    assert {(job.kind, job.cell.poison_ratio) for job in jobs} == {("cell", ratio) for ratio in RATIOS}
+    for job in jobs:
+        queue.finish(job, 1.0)
+    assert queue.finished()
+    assert queue.seconds_left(1) == 0.0
+
+
+def test_a_clean_model_that_fails_takes_along_cells_of_victims_that_are_there() -> None:
+    queue = JobQueue(_cells(), lambda one: True, {}, _clean)
+    clean = queue.next()
+    assert clean is not None
+    assert {job.cell.poison_ratio for job in queue.fail_victim(clean)} == set(RATIOS[1:])
+    assert (queue.victims_left, queue.cells_left) == (0, 6)
+    while (job := queue.next()) is not None:
+        queue.finish(job, 1.0)
+    assert queue.finished()
+
+
 def test_a_clean_model_with_cells_of_its_own_is_trained_once() -> None:
     clean = cell("none", attack=None, target=None, poison_ratio=None)
     attacked = cell("none", poison_ratio=0.1)

@@ -191,6 +191,25 @@ def test_the_clean_model_is_a_job_where_a_trigger_lacks(tmp_path: Path) -> None:
     assert store.clean_model_to_train(several, shape) == clean
 
 
+def test_the_clean_model_is_a_job_where_the_trigger_of_a_checkpoint_lacks(tmp_path: Path) -> None:
+    def brought(trigger: Any, target: int = 1) -> Cell:
+        victim = {"checkpoint": "x.pth", "trigger": trigger, "target": target, "digest": "1"}
+        return cell(attack=None, target=None, poison_ratio=None, training=None, victim=victim)
+
+    store, shape = VictimStore(tmp_path), data().image_shape
+    clean = clean_cell(brought("trojan_sq"), shape)
+    assert store.clean_model_to_train(brought("trojan_sq"), shape) == clean
+    assert store.clean_model_to_train(brought("badnets"), shape) is None
+    assert store.clean_model_to_train(brought({"image": "x.png", "mode": "add", "digest": "1"}), shape) is None
+    assert store.clean_model_to_train(clean, shape) is None
+    trained = cell(training={"epochs": 1, "batch_size": 32})
+    store.attacks(trained, data(), CPU)
+    path = next((tmp_path / "triggers").glob("*.safetensors"))
+    path.rename(store._triggers.path("trojan_sq", 1, clean))
+    assert store.clean_model_to_train(brought("trojan_sq"), shape) is None, "it is there"
+    assert store.clean_model_to_train(brought("trojan_sq", target=2), shape) == clean
+
+
 def test_nothing_fits_without_a_fitter() -> None:
     with pytest.raises(ValueError, match="expected what fits 'trojan_sq'"):
         cell_attacks(cell(), data())
