@@ -6,6 +6,9 @@ from collections import defaultdict
 from fractions import Fraction
 from typing import NamedTuple
 
+CONTROL = "control"
+"""The kind of cells without a defense: they take next to nothing, which says nothing of other cells."""
+
 
 class Family(NamedTuple):
     kind: str
@@ -27,8 +30,13 @@ class Durations:
         return family in self._families
 
     def mean(self, family: Family) -> float | None:
-        """Of the family; of all jobs of its kind if none of it has finished; None if none of those has either."""
+        """Of the family; of all jobs of its kind if none of it has finished; None if none of those has either.
+
+        A control then counts like other cells, but never stands for them.
+        """
         found = self._families.get(family) or self._kinds.get(family.kind)
+        if found is None and family.kind == CONTROL:
+            found = self._kinds.get("cell")
         return found.value if found else None
 
 

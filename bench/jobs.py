@@ -16,7 +16,7 @@ from typing import Literal
 
 from bench.cells import Cell
 from bench.company import Company
-from bench.durations import Durations, Family
+from bench.durations import CONTROL, Durations, Family
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Job:
 def family_of(kind: Literal["victim", "cell"], cell: Cell) -> Family:
     """Jobs of one family are expected to cost the same."""
     size = cell.training if kind == "victim" else (cell.clean_size, str(cell.defense))
-    return Family(kind, f"{cell.dataset} {cell.model} {size}")
+    control = kind == "cell" and cell.defense["name"] == "none"
+    return Family(CONTROL if control else kind, f"{cell.dataset} {cell.model} {size}")
 
 
 class JobQueue:
@@ -144,8 +145,8 @@ class JobQueue:
     def seconds_left(self, workers: int) -> float | None:
         """What the remaining jobs will take, from what finished ones took; None while too little is known.
 
-        A family of which none has finished counts like the other cells, or the other victims, on average. Running
-        jobs count as half done.
+        A family of which none has finished counts like the other cells, or the other victims, on average; cells
+        without a defense stand for no others. Running jobs count as half done.
         """
         running = Counter(job.family for job in self.running.values())
         total = 0.0

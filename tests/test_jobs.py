@@ -109,6 +109,26 @@ def test_the_time_left_is_known_once_each_kind_was_seen() -> None:
     assert queue.seconds_left(2) == 2.0
 
 
+def test_cells_without_a_defense_say_nothing_of_the_time_that_others_take() -> None:
+    names = ("none", "none", "ibau", "nad")
+    cells = [cell(name, clean_size=number + 1) for number, name in enumerate(names)]
+    queue = JobQueue(cells, lambda one: True, {})
+    jobs = [queue.next() for _ in cells]
+    for job, seconds, left in zip(jobs, (0.1, 0.3, 90.0, 30.0), (None, None, 90.0, 0.0), strict=True):
+        assert job is not None
+        queue.finish(job, seconds)
+        assert queue.seconds_left(1) == left
+
+
+def test_cells_without_a_defense_count_like_others_while_none_of_them_is_done() -> None:
+    queue = JobQueue([cell("ibau"), *(cell("none", clean_size=n) for n in (50, 150))], lambda one: True, {})
+    for seconds, left in ((8.0, 16.0), (0.5, 0.5)):
+        job = queue.next()
+        assert job is not None
+        queue.finish(job, seconds)
+        assert queue.seconds_left(1) == left
+
+
 @given(st.randoms(use_true_random=False), st.integers(1, 5), st.sets(st.sampled_from(RATIOS)))
 def test_every_job_is_handed_out_once_whatever_the_order_of_events(
     random: object, workers: int, ready: set[float]

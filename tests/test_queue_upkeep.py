@@ -18,7 +18,7 @@ from bench.durations import Durations, Family
 from bench.jobs import JobQueue
 
 SECONDS = st.floats(0, 1e9, allow_nan=False)
-FAMILIES = [Family(kind, name) for kind in ("victim", "cell") for name in "abc"]
+FAMILIES = [Family(kind, name) for kind in ("victim", "cell", "control") for name in "abc"]
 
 
 class PlainCompany:
@@ -53,7 +53,8 @@ class PlainDurations:
         self.all[family.kind].append(seconds)
 
     def mean(self, family: Family) -> float | None:
-        values = self.seconds.get(family) or self.all.get(family.kind)
+        others = self.all.get("cell") if family.kind == "control" else None
+        values = self.seconds.get(family) or self.all.get(family.kind) or others
         return math.fsum(values) / len(values) if values else None
 
 
