@@ -73,6 +73,8 @@ def _check_data(plan: SweepPlan, cache_dir: Path) -> Checked:
     sizes = {(cell.dataset, cell.clean_size) for cell in plan.cells if cell.clean_size is not None}
     for name, size in sorted(sizes):
         check_clean_size(loaded[name].pool_size, size, plan.key("clean_size"))
+    for name, count in sorted({(cell.dataset, cell.tsne_images or 0) for cell in plan.cells}):
+        _check_tsne_images(plan, loaded[name], count)
     for made, size in _with_sizes(plan.cells):
         made.check_clean_size(size, plan.key("defense"))
     weights: dict[tuple[str, str], float] = {}
@@ -91,8 +93,18 @@ def _check_data(plan: SweepPlan, cache_dir: Path) -> Checked:
         copies = len(cell.targets) if cell.mix == "united" else 1
         costs[cell.victim_id] = weights[cell.dataset, cell.model] * len(data.train.labels) * copies * epochs
     shapes = {name: data.image_shape for name, data in loaded.items()}
-    images = {name: (len(data.train.labels), len(data.test.labels) - data.pool_size) for name, data in loaded.items()}
+    images = {name: (len(data.train.labels), _scoring_images(data)) for name, data in loaded.items()}
     return Checked(costs, shapes, weights, images)
+
+
+def _scoring_images(data: ImageTensors) -> int:
+    return len(data.test.labels) - data.pool_size
+
+
+def _check_tsne_images(plan: SweepPlan, data: ImageTensors, count: int) -> None:
+    if count > (most := _scoring_images(data)):
+        wanted = f"at most {most}, the scoring images of {data.name!r}"
+        raise UserError(f"{plan.key('tsne_images')}: found {count}; expected {wanted}")
 
 
 def _with_sizes(cells: tuple[Cell, ...]) -> Iterator[tuple[Defense, int]]:

@@ -27,7 +27,7 @@ BATCH = 256
 def lay_out(models: Sequence[nn.Module], scorer: Scorer, count: int, seed: int) -> Tsne:
     """t-SNE of each of two models' features: the victim's, and the defended model's.
 
-    The images are ``count`` of the scorer's (fewer if it has fewer), drawn by ``seed``, and under each trigger those
+    The images are ``count`` of the scorer's, drawn by ``seed``, and under each trigger those
     of them whose label the attack changes. The features are what the paper took, the input of the network's last
     layer, flattened (2,048 of them in the simplified VGG). Each model has a layout of its own, for t-SNE cannot place
     new points in an old one; initial positions are the principal components, everything is seeded, one thread works.

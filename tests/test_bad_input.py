@@ -152,6 +152,10 @@ CASES: dict[str, tuple[Tree | str, str]] = {
     "poison ratio not attainable": (_grid(poison_ratio=[0.1, 0.9]), "grid.poison_ratio: found 0.9"),
     "clean size over the pool": (_cell(clean_size=500), "cell.clean_size: found 500; expected at least 1 and at most"),
     "clean size 0": (_cell(clean_size=0), "cell.clean_size: found 0"),
+    "more images laid out than there are": (
+        _grid(tsne_images=[None, 25]),
+        "grid.tsne_images: found 25; expected at most 24, the scoring images of 'image_folder:tiny?size=16'",
+    ),
     "negative radius": (_grid(radius=[-1.0], defense=["ibau"]), "grid.radius: found -1.0; expected greater than"),
     "infinite radius": (_grid(radius=[float("inf")], defense=["ibau"]), "expected a finite number"),
     "target out of range": (_cell(target=3), "cell.target: found 3; expected a label from 0 to 2"),

@@ -186,6 +186,24 @@ def test_a_dry_run_counts_the_clean_model_that_the_trigger_of_a_checkpoint_is_fi
     assert _dry_run(place, capsys)[3:4] == lines[3:4]
 
 
+def test_a_dry_run_tells_apart_victims_of_one_description(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = {"attack": ["none", "badnets"], "training.epochs": [1, 2], "clean_label": [None, True], "defense": ["none"]}
+    tree = tiny_sweep.tree(name="all", grid=grid)
+    for key in ("attack", "clean_size"):
+        del tree["cell"][key]
+    tree["cell"] |= {"poison_ratio": 0.3, "training": {"batch_size": 32}}
+    tiny_sweep.write(place, tree, "all.yaml")
+    told = [line.partition(", seed 0")[2] for line in _dry_run(place, capsys) if line.startswith("  victim: ")]
+    assert told == [
+        ", training.epochs 1 (to train): none",
+        ", training.epochs 2 (to train): none",
+        ", training.epochs 1 (to train): none",
+        ", clean_label True, training.epochs 1 (to train): none",
+        ", training.epochs 2 (to train): none",
+        ", clean_label True, training.epochs 2 (to train): none",
+    ]
+
+
 def _keep_a_record(place: Path) -> None:
     """Of a victim that took a minute to train."""
     done = spec.load(place / "one.yaml", (), place / "data").cells[0]
