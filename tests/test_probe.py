@@ -90,6 +90,16 @@ def test_nobody_counts_the_probe() -> None:
     assert passes.as_dict() == {"forward": 0, "backward": 0}
 
 
+def test_hooks_that_do_something_do_it_in_the_probe() -> None:
+    """Of two logits the hook makes three, as many as there are labels."""
+    model = network()
+    model[4] = nn.Linear(256, 2)
+    with pytest.raises(ValueError, match="labels: found 2; expected 0 to 1"):
+        unlearn(model)
+    model.register_forward_hook(lambda module, inputs, output: nn.functional.pad(output, (0, 1)))
+    assert unlearn(model).status == "ok"
+
+
 @pytest.mark.parametrize("kind", ["exact", "forward_over_reverse", "gauss_newton"])
 def test_attention_is_differentiated_twice(kind: Any) -> None:
     """Against central differences of the gradient, whose error is of the order of the squared step."""

@@ -25,8 +25,7 @@ class FinePruning(Defense):
     absolute value, which is near 0 where a channel is dormant under any activation. Channels go in ascending order
     of activity, ``prune_step`` at a time, for as long as the accuracy on the validation part is at most
     ``max_accuracy_drop`` below the unpruned model's; at least one channel stays. The rest of the clean set
-    fine-tunes.
-    Round 0 is the pruned model, the others are epochs.
+    fine-tunes. Round 0 is the pruned model, the others are epochs.
     """
 
     name: ClassVar[str] = "fine_pruning"
