@@ -120,7 +120,8 @@ def _explain(path: Path, error: BaseException) -> str:
         )
     # torch wraps the cause in its advice to unpickle freely, which is not ours to pass on.
     cause = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
-    first = "it is not in a format of torch.save" if "weights_only" in cause else cause.splitlines()[0]
+    foreign = "weights_only" in cause or isinstance(error, LookupError)  # of a text read as a pickle
+    first = "it is not in a format of torch.save" if foreign else cause.splitlines()[0]
     return f"{KEY}: {path} cannot be read as a checkpoint ({first[:200]}); expected a state dict saved by torch"
 
 

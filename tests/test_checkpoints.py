@@ -120,6 +120,13 @@ def test_builtins_are_refused(name: str, tmp_path: Path) -> None:
         load_state(path)
 
 
+def test_a_text_is_told_from_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    path.write_text("epochs: 3\n")
+    with pytest.raises(UserError, match=r"cannot be read as a checkpoint \(it is not in a format of torch\.save\)"):
+        load_state(path)
+
+
 def test_numpy_is_not_built_from_the_file(tmp_path: Path) -> None:
     """Its constructors would take bytes of the file's choosing for pointers; they are replaced, not allowed."""
     torch.save(np.zeros(3), tmp_path / "array.pt")
