@@ -119,7 +119,6 @@ class PassCounter:
             if output.requires_grad:
                 output.register_hook(count_backward)
 
-        count.observes = True  # type: ignore[attr-defined]  # ibau_defense.probe passes it over
         return model.register_forward_hook(count).remove
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PassCounter:

@@ -12,7 +12,7 @@ def probe(module: nn.Module, images: Tensor, labels: Tensor, *, channels_last: b
     """Whether ``module`` is to be laid out channels-last: where that is wanted and it takes it.
 
     A network that calls ``view`` on what a convolution puts out does not, nor one with weights of five dimensions. The
-    pass is of a copy, without the forward hooks that have an attribute ``observes``: those that count passes.
+    pass is of a copy, and hooks see it as they see any other.
 
     Args:
         module: (n, C, H, W) float to logits (n, num_classes).
@@ -59,10 +59,6 @@ def _check_parameters(module: nn.Module, images: Tensor) -> None:
 
 def _logits(module: nn.Module, images: Tensor, layout: torch.memory_format) -> object:
     copied = copy.deepcopy(module).eval()
-    for part in copied.modules():
-        for key, hook in list(part._forward_hooks.items()):
-            if getattr(hook, "observes", False):
-                del part._forward_hooks[key]
     copied = copied.to(memory_format=layout) if layout is torch.channels_last else copied
     with torch.no_grad():
         return copied(images[:1].contiguous(memory_format=layout))

@@ -83,11 +83,11 @@ def test_a_network_of_frozen_parameters_alone_is_a_function_of_them_all() -> Non
         unlearn(model)
 
 
-def test_nobody_counts_the_probe() -> None:
+def test_the_probe_is_a_pass_of_one_image() -> None:
     model, passes = network(), PassCounter()
     passes.attach(model)
     probe(model, IMAGES, LABELS, channels_last=True)
-    assert passes.as_dict() == {"forward": 0, "backward": 0}
+    assert passes.as_dict() == {"forward": 1, "backward": 0}
 
 
 def test_hooks_that_do_something_do_it_in_the_probe() -> None:
