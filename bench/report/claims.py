@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from bench import published
-from bench.report import effect, gaps, marks, names, ratios, settings, sweep_files
+from bench.report import effect, effectiveness, gaps, names, ratios, settings, sweep_files
 from bench.report.effect import Verdict
 from bench.report.groups import by, estimate, ordered, variants
 from bench.report.names import DOES_NOT, HOLDS, IN_PART
 from bench.report.rows import Row
 from bench.report.tables import Head, Table, Titled, Value
 
-FEW_IMAGES, RUNS = 100, 3
+FEW_IMAGES = 100
 NOTE = (
     "Effective: mean ASR under 20 % and at most 10 points of ACC lost, in no repetition diverged or out of time. A "
     "verdict is on these records alone, compares means, and is missing where they do not bear on the claim; intervals "
@@ -39,8 +39,6 @@ class Evidence:
 
 
 Claim = Callable[[Evidence], Verdict | None]
-_Setting = tuple[str, float | None]
-"""A victim, but for its seed, and n."""
 
 
 def claims(tried: Sequence[Row]) -> Titled | None:
@@ -79,7 +77,7 @@ def least_sensitive_to_poison_ratio(found: Evidence) -> Verdict | None:
     baselines = {name for name in spans if found.rows[name][0].defense in published.BASELINES}
     if whole is None or not baselines:
         return None
-    beside = [name for name in spans if any(map(_effective, at[name].values()))]
+    beside = [name for name in spans if any(map(effectiveness.effective, at[name].values()))]
     rivals = [name for name in beside if name in baselines]
     broken = {name for name in beside for rows in at[name].values() for row in rows if not row.scored}
     steadier = [ours <= theirs for ours, theirs in (spans[name] for name in rivals if name not in broken)]
@@ -87,7 +85,7 @@ def least_sensitive_to_poison_ratio(found: Evidence) -> Verdict | None:
     figures = "; ".join([f"{found.ours} {names.points(whole)}", *(told[name] for name in rivals)])
     more = _besides([told[name] for name in beside if name not in rivals])
     none = "" if rivals else "; no baseline is effective at any"
-    good = [_effective(rows) for rows in own.values()]
+    good = [effectiveness.effective(rows) for rows in own.values()]
     able, least = all(good), bool(rivals) and all(steadier)
     word = HOLDS if able and all(steadier) else IN_PART if any(good) and (able or least) else DOES_NOT
     return Verdict(word, f"ASR varies with the ratio by, at most: {figures}{none}{more}; {_of_six(baselines, found)}")
@@ -96,7 +94,9 @@ def least_sensitive_to_poison_ratio(found: Evidence) -> Verdict | None:
 def effective_at_few_images(found: Evidence) -> Verdict | None:
     """Effective in every attack case at 100 clean images; without records there, at the largest n below it."""
     few = _few(found)
-    counts = {name: _count([row for row in rows if row.clean_size == few]) for name, rows in found.rows.items()}
+    counts = {
+        name: effectiveness.count([row for row in rows if row.clean_size == few]) for name, rows in found.rows.items()
+    }
     able, of = counts[found.ours]
     if few is None:
         return None
@@ -110,8 +110,8 @@ def only_one_effective_at_few_images(found: Evidence) -> Verdict | None:
     few = _few(found)
     if few is None:
         return None
-    ours = _outcomes([row for row in found.rows[found.ours] if row.clean_size == few])
-    shared = {name: each for name in found.others if (each := _outcomes(found.rows[name], ours.keys()))}
+    ours = effectiveness.outcomes([row for row in found.rows[found.ours] if row.clean_size == few])
+    shared = {name: each for name in found.others if (each := effectiveness.outcomes(found.rows[name], ours.keys()))}
     rivals = [name for name in shared if found.rows[name][0].defense in published.BASELINES]
     if not rivals:
         return None
@@ -123,8 +123,8 @@ def only_one_effective_at_few_images(found: Evidence) -> Verdict | None:
 def only_one_effective_everywhere(found: Evidence) -> Verdict | None:
     """Effective in all settings, where every one of the paper's baselines fails in some that both ran in; in part if
     it is effective in all, or in more of these than each of them."""
-    ours = _outcomes(found.rows[found.ours])
-    shared = {name: _outcomes(found.rows[name], ours.keys()) for name in found.others}
+    ours = effectiveness.outcomes(found.rows[found.ours])
+    shared = {name: effectiveness.outcomes(found.rows[name], ours.keys()) for name in found.others}
     shared = {name: each for name, each in shared.items() if len(each) > 1}
     rivals = [name for name in shared if found.rows[name][0].defense in published.BASELINES]
     if not rivals:
@@ -139,8 +139,8 @@ def more_stable_than_naive(found: Evidence) -> Verdict | None:
     """Over runs that differ in seed or run alone, its ASR ranges less than that of naive adversarial training; of
     several ways to do that, than that of each. In how many runs each is effective is told: what never is may be steady.
     """
-    ours = _spans(found.rows[found.ours])
-    naive = {name: _spans(rows) for name, rows in found.rows.items() if rows[0].defense == "naive_uap"}
+    ours = effectiveness.spans(found.rows[found.ours])
+    naive = {name: effectiveness.spans(rows) for name, rows in found.rows.items() if rows[0].defense == "naive_uap"}
     shared = [(name, ours[key], spans[key]) for name, spans in naive.items() for key in ours.keys() & spans.keys()]
     if not shared:
         return None
@@ -148,8 +148,8 @@ def more_stable_than_naive(found: Evidence) -> Verdict | None:
     told = [
         f"{names.points(max(mine for _, mine, _ in each))} against {names.points(max(theirs for *_, theirs in each))}"
         f"{f' ({name})' if len(naive) > 1 else ''}; {len(each)} case{'s' * (len(each) > 1)}; effective in"
-        f" {_effective_runs(found.rows[found.ours], ours.keys() & naive[name].keys())} runs against"
-        f" {_effective_runs(found.rows[name], ours.keys() & naive[name].keys())}"
+        f" {effectiveness.effective_runs(found.rows[found.ours], ours.keys() & naive[name].keys())} runs against"
+        f" {effectiveness.effective_runs(found.rows[name], ours.keys() & naive[name].keys())}"
         for name, each in by(shared, lambda one: one[0]).items()
     ]
     word = HOLDS if all(less) else IN_PART if any(less) else DOES_NOT
@@ -190,7 +190,7 @@ def _falling(rows: Sequence[Row], axis: Callable[[Row], float | None], symbol: s
     """Over the records whose backdoor is gone: where it is not, all triggered images err, seen or unseen, and the gap
     is 0 for want of a defense. Victims that differ in anything but ``varied`` are looked at one by one."""
     placed = [row for row in rows if axis(row) is not None]
-    cured = [row for row in placed if _effective([row])]
+    cured = [row for row in placed if effectiveness.effective([row])]
     curves = {key: _curve(each, axis) for key, each in by(cured, lambda row: row.victim_but(*varied)).items()}
     curves = {key: curve for key, curve in curves.items() if len(curve) > 1}
     if not curves:
@@ -228,24 +228,14 @@ def _at(few: float) -> str:
     return "" if few == FEW_IMAGES else f"at n = {names.plain(few)}: "
 
 
-def _settings(rows: Sequence[Row]) -> dict[_Setting, list[Row]]:
-    """The repetitions of each victim and n."""
-    return by(rows, lambda row: (row.victim_key, row.clean_size))
-
-
-def _outcomes(rows: Sequence[Row], among: Collection[_Setting] | None = None) -> dict[_Setting, bool]:
-    """Whether the defense is effective in each setting, or in each of those that are ``among``."""
-    return {key: _effective(each) for key, each in _settings(rows).items() if among is None or key in among}
-
-
-def _ahead(ours: Mapping[_Setting, bool], rivals: Sequence[Mapping[_Setting, bool]]) -> bool:
+def _ahead(ours: Mapping[effectiveness.Setting, bool], rivals: Sequence[Mapping[effectiveness.Setting, bool]]) -> bool:
     """Whether ours is effective in more settings than each rival, of those that the rival ran in."""
     return all(sum(each.values()) < sum(ours[key] for key in each) for each in rivals)
 
 
 def _compared(
-    ours: Mapping[_Setting, bool],
-    shared: Mapping[str, Mapping[_Setting, bool]],
+    ours: Mapping[effectiveness.Setting, bool],
+    shared: Mapping[str, Mapping[effectiveness.Setting, bool]],
     rivals: Sequence[str],
     found: Evidence,
 ) -> str:
@@ -262,39 +252,7 @@ def _of_six(names_: Collection[str], found: Evidence) -> str:
     return f"beside {len(kinds)} of the paper's {len(published.BASELINES)} baselines"
 
 
-def _told(outcomes: Mapping[_Setting, bool], ours: Mapping[_Setting, bool], name: str) -> str:
+def _told(outcomes: Mapping[effectiveness.Setting, bool], ours: Mapping[effectiveness.Setting, bool], name: str) -> str:
     """``3 of 4``; of fewer settings than ours with what I-BAU, ``name``, does in these."""
     there = f" (there {name} {sum(ours[key] for key in outcomes)})" if len(outcomes) < len(ours) else ""
     return f"{sum(outcomes.values())} of {len(outcomes)}{there}"
-
-
-def _count(rows: Sequence[Row]) -> tuple[int, int]:
-    """In how many settings the defense is effective, of how many."""
-    outcomes = _outcomes(rows)
-    return sum(outcomes.values()), len(outcomes)
-
-
-def _effective(rows: Sequence[Row]) -> bool:
-    if not all(row.scored for row in rows):
-        return False
-    acc, asr = estimate(rows, "acc"), estimate(rows, "asr")
-    assert acc is not None
-    assert asr is not None
-    before = [row.before["acc"] for row in rows if "acc" in row.before]
-    return marks.Outcome(rows[0].defense, acc.mean, asr.mean, sum(before) / len(before) if before else None).effective
-
-
-def _effective_runs(rows: Sequence[Row], among: Collection[_Setting]) -> str:
-    """``5 of 6`` of the runs in these settings, each judged by itself."""
-    runs = [row for key, each in _settings(rows).items() if key in among for row in each]
-    return f"{sum(_effective([row]) for row in runs)} of {len(runs)}"
-
-
-def _spans(rows: Sequence[Row]) -> dict[_Setting, float]:
-    """The range of ASR in each setting with enough runs."""
-    return {key: _span(each) for key, each in _settings(ratios.with_asr(rows)).items() if len(each) >= RUNS}
-
-
-def _span(rows: Sequence[Row]) -> float:
-    values = [row.figures["asr"] for row in rows]
-    return max(values) - min(values)
