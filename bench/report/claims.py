@@ -145,11 +145,15 @@ def more_stable_than_naive(found: Evidence) -> Verdict | None:
     if not shared:
         return None
     less = [mine < theirs for _, mine, theirs in shared]
+
+    def runs(name: str) -> str:
+        among = ours.keys() & naive[name].keys()
+        counts = (effectiveness.effective_runs(found.rows[each], among) for each in (found.ours, name))
+        return " runs against ".join(counts)
+
     told = [
         f"{names.points(max(mine for _, mine, _ in each))} against {names.points(max(theirs for *_, theirs in each))}"
-        f"{f' ({name})' if len(naive) > 1 else ''}; {len(each)} case{'s' * (len(each) > 1)}; effective in"
-        f" {effectiveness.effective_runs(found.rows[found.ours], ours.keys() & naive[name].keys())} runs against"
-        f" {effectiveness.effective_runs(found.rows[name], ours.keys() & naive[name].keys())}"
+        f"{f' ({name})' if len(naive) > 1 else ''}; {len(each)} case{'s' * (len(each) > 1)}; effective in {runs(name)}"
         for name, each in by(shared, lambda one: one[0]).items()
     ]
     word = HOLDS if all(less) else IN_PART if any(less) else DOES_NOT
