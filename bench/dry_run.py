@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bench.cells import NOT_OF_THE_VICTIM, Cell
+from bench.cells import Cell
 from bench.cluster import local_grant
 from bench.estimate import Estimate, Pace, earlier
-from bench.jobs import Job
 from bench.phases import Phase
 from bench.preflight import Checked
-from bench.progress import describe, duration
+from bench.progress import duration
 from bench.spec import SweepPlan
+from bench.titles import told_apart
 
 if TYPE_CHECKING:
     from bench.sweep import Options
@@ -71,7 +71,7 @@ def _victims(left: Sequence[Cell], missing: Sequence[Cell], pace: Pace) -> Itera
     cells: dict[str, list[Cell]] = defaultdict(list)
     for one in left:
         cells[one.victim_id].append(one)
-    for (name, cell), title in zip(named.items(), _told_apart(list(named.values())), strict=True):
+    for (name, cell), title in zip(named.items(), told_apart(list(named.values())), strict=True):
         own = cells[name]
         runs = Counter(str(one.defense["name"]) for one in own)
         listed = ", ".join(f"{defense} × {count}" if count > 1 else defense for defense, count in runs.items())
@@ -79,35 +79,6 @@ def _victims(left: Sequence[Cell], missing: Sequence[Cell], pace: Pace) -> Itera
         state = "to train" if name in untrained else "at hand"
         told = f", about {duration(about.seconds)}" if not about.unknown else ""
         yield f"  {title} ({state}{told}): {listed or 'a trigger is fitted to it'}"
-
-
-def _told_apart(victims: Sequence[Cell]) -> Iterator[str]:
-    """The victims' descriptions; to those that several share, what else distinguishes them is added."""
-    titles = [describe(Job("victim", cell, cell.victim_id, cell.victim_id)) for cell in victims]
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for title, cell in zip(titles, victims, strict=True):
-        groups[title].append(dict(_leaves(cell.model_dump(exclude=NOT_OF_THE_VICTIM))))
-    apart = {title: _differences(group) for title, group in groups.items()}
-    for title in titles:
-        own = groups[title].pop(0)
-        told = (f"{name} {own[name]}" for name in apart[title] if own.get(name) is not None)
-        yield ", ".join([title, *told])
-
-
-def _differences(group: Sequence[dict[str, Any]]) -> list[str]:
-    """The keys that not all have alike, but for digests: the path beside one says more."""
-    names = dict.fromkeys(name for one in group for name in one if not name.endswith("digest"))
-    return [name for name in names if len({one.get(name) for one in group}) > 1]
-
-
-def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Each plain value of a tree by its path, ``training.epochs``."""
-    inside = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else None
-    if inside is None:
-        yield path, tree
-        return
-    for key, value in inside:
-        yield from _leaves(value, f"{path}.{key}" if path else str(key))
 
 
 def _estimate(totals: Sequence[Estimate], workers: Sequence[int], records: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console, Group
@@ -12,39 +12,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from bench.cells import Cell, ImageTrigger, title
+from bench.cells import Cell
 from bench.jobs import Job, JobQueue
+from bench.titles import describe
 
 LINE_SECONDS = 10.0
 """At most one line in this time where there is no terminal, but for failures."""
 SHOWN = 16
 """Running jobs named at once."""
-
-
-def describe(job: Job) -> str:
-    """The job in a few words: what distinguishes it from its neighbours."""
-    cell = job.cell
-    parts = [cell.dataset, cell.model, _attack(cell)]
-    if cell.poison_ratio is not None:
-        parts.append(f"poison {cell.poison_ratio:g}")
-    if job.kind == "cell":
-        parts += [f"n {cell.clean_size}"] if cell.clean_size is not None else []
-        parts += [f"C_δ {cell.radius:g}"] if cell.radius is not None else []
-    parts.append(f"seed {cell.seed}")
-    head = "victim" if job.kind == "victim" else str(cell.defense["name"])
-    return f"{head}: {', '.join(parts)}"
-
-
-def _attack(cell: Cell) -> str:
-    if cell.is_clean:
-        return "clean"
-    if cell.victim is not None:
-        return cell.victim.checkpoint.rsplit("/", 1)[-1]
-    if isinstance(cell.attack, tuple):
-        return f"{len(cell.attack)} triggers"
-    if isinstance(cell.attack, ImageTrigger):
-        return title(cell.attack)
-    return f"{title(cell.attack or '')} → {cell.target}"
 
 
 def duration(seconds: float) -> str:
@@ -60,14 +35,17 @@ def duration(seconds: float) -> str:
 class Progress:
     """Watches a queue. ``total`` counts all cells of the sweep, ``later`` those that come after the queue's.
 
-    ``epochs``: (epochs done, epochs) of the victim of a cell in training, as far as is known.
+    ``epochs``: (epochs done, epochs) of the victim of a cell in training, as far as is known. ``titles``: what victims
+    are called, by their ids, where ``describe`` does not tell them apart.
     """
 
     def __init__(
         self, console: Console, queue: JobQueue, total: int, later: int, workers: int,
         epochs: Callable[[Cell], tuple[int, int] | None] = lambda cell: None,
+        titles: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self._console, self._queue, self._workers, self._epochs = console, queue, workers, epochs
+        self._titles = titles or {}
         self._total, self._later = total, later
         self._start = time.monotonic()
         self._since: dict[str, tuple[Job, float]] = {}
@@ -92,7 +70,7 @@ class Progress:
         self._since.pop(job.key, None)
         if status in ("failed", "attack_failed", "diverged"):
             self._failed += status == "failed" and job.kind == "cell"
-            self._console.print(f"  {status}: {describe(job)}", highlight=False, markup=False)
+            self._console.print(f"  {status}: {self._title(job)}", highlight=False, markup=False)
         self._line()
 
     def tick(self) -> None:
@@ -108,7 +86,10 @@ class Progress:
 
     def _told(self, job: Job) -> str:
         known = self._epochs(job.cell) if job.kind == "victim" else None
-        return f"{describe(job)}, {known[0]} of {known[1]} epochs" if known else describe(job)
+        return f"{self._title(job)}, {known[0]} of {known[1]} epochs" if known else self._title(job)
+
+    def _title(self, job: Job) -> str:
+        return self._titles.get(job.key) or describe(job)
 
     def _counts(self) -> str:
         left = self._queue.cells_left + self._later

@@ -27,6 +27,7 @@ from bench.remote import Remote
 from bench.spec import SweepPlan
 from bench.summary import outcome, table
 from bench.termination import interrupted_by_sigterm
+from bench.titles import told_apart
 from bench.victims import VictimStore
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Session:
         if options.remote:
             self._mirror = self._store.mirror = Mirror(Remote(f"{options.remote}/{plan.name}"), folder)
         self._earlier: list[Record] = []
+        self._retried: set[str] = set()
+        """Cells whose failed records are dropped once nothing is left that could refuse the command."""
         self._ledger = Ledger()
         self._start = time.monotonic()
 
@@ -76,6 +79,8 @@ class Session:
             checked = preflight.check_data(plan, options.cache)
             grants = starting.wait()
             self._write_manifest()  # not before: a command that is refused is not told of in the report
+            if self._retried:
+                self._store.drop(self._retried)
             with interrupted_by_sigterm():
                 return self._compute(parts, checked, grants)
         except KeyboardInterrupt:
@@ -105,10 +110,8 @@ class Session:
         records = {record.id: record for record in self._store.read(repair=not self._options.dry_run)}
         failed = [cell.id for cell in self._plan.cells if cell.id in records and records[cell.id].status == "failed"]
         if failed and self._options.retry_failed:
-            gone = set(failed)
-            if not self._options.dry_run:
-                self._store.drop(gone)
-            records = {name: record for name, record in records.items() if name not in gone}
+            self._retried = set(failed)
+            records = {name: record for name, record in records.items() if name not in self._retried}
         elif failed:
             self._say(f"{len(failed)} cells failed in an earlier run; --retry-failed runs them again")
         self._earlier = [records[cell.id] for cell in self._plan.cells if cell.id in records]
@@ -171,12 +174,20 @@ class Session:
         self._say(
             f"{len(part.cells)} cells to compute{after}, {queue.victims_left} victims to train; {self._where(grant)}"
         )
+        titles = self._titles(part, checked) if queue.victims_left else {}
         live = (lambda: cluster.live_workers(grant, options.max_concurrent)) if options.address else None
-        with Progress(self._console, queue, len(self._plan.cells), later, grant.workers, victims.epochs) as progress:
+        with Progress(
+            self._console, queue, len(self._plan.cells), later, grant.workers, victims.epochs, titles
+        ) as progress:
             engine.run_sweep(
                 queue, grant, settings, self._store, self._portable, progress, self._ledger,
                 options.max_concurrent, live,
             )  # fmt: skip
+
+    def _titles(self, part: Phase, checked: preflight.Checked) -> dict[str, str]:
+        """What the victims still to be trained are called, by their ids."""
+        victims = self._victims_to_train([*part.cells, *part.ahead], checked)
+        return dict(zip((cell.victim_id for cell in victims), told_apart(victims), strict=True))
 
     def _queue(self, part: Phase, checked: preflight.Checked, victims: VictimStore) -> JobQueue:
         queue = JobQueue(

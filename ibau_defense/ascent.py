@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -64,7 +65,11 @@ def ascend(objectives: Sequence[Objective], theta: Theta, start: Tensor, ball: B
 
     Args:
         start: (C, H, W) δ before the first step; line 2 sets it to zero.
+
+    Raises ``ValueError`` where steps are a share of a radius that is infinite.
     """
+    if settings.relative and not math.isfinite(ball.radius):
+        raise ValueError(f"radius: found {ball.radius}; expected a finite one, of which relative steps are a share")
     delta, losses = start.detach().clone(), []
     sound = torch.ones((), dtype=torch.bool, device=delta.device)
     steps = torch.zeros((), dtype=torch.float64, device=delta.device)

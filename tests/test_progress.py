@@ -12,6 +12,7 @@ from bench import progress
 from bench.cells import Cell
 from bench.jobs import JobQueue
 from bench.progress import Progress
+from bench.titles import told_apart
 
 
 def test_a_victim_in_training_tells_its_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,3 +58,21 @@ def test_a_victim_that_failed_is_listed_no_longer_and_no_failed_cell(monkeypatch
     last = shown.getvalue().splitlines()[-1]
     assert ", 1 failed | " in last
     assert last.endswith("| starting")
+
+
+def test_victims_alike_are_told_apart_as_in_the_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    shown = io.StringIO()
+    short, long = (cell(training={"epochs": epochs}) for epochs in (1, 2))
+    queue = JobQueue([short, long], lambda one: False, {})
+    titles = dict(zip((short.victim_id, long.victim_id), told_apart([short, long]), strict=True))
+    with Progress(Console(file=shown, width=200), queue, 2, 0, 1, titles=titles) as display:
+        for status in ("diverged", "failed"):
+            job = queue.next()
+            assert job is not None
+            queue.started(job)
+            display.started(job)
+            display.finished(job, status, 1.0)
+            queue.finish(job, 1.0) if status == "diverged" else queue.fail_victim(job)
+    told = [line for line in shown.getvalue().splitlines() if line.startswith("  ")]
+    assert [line.rsplit(", ", 1)[1] for line in told] == ["training.epochs 1", "training.epochs 2"]

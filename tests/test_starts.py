@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ibau_defense import BALLS, IBAU, L2Ball, MultiStart, Network, UniversalLoss, ascend_from_many, unlearning
-from ibau_defense.ascent import AscentResult
+from ibau_defense.ascent import Ascent, AscentResult, ascend
 from ibau_defense.guard import GuardSettings, hold_back
 from ibau_defense.recipes import FAST, Sharp
 from ibau_defense.starts import Search, Window, _average, _regions, near, survey_windows
@@ -313,3 +313,12 @@ def test_the_outer_rate_and_the_share_of_carriers_follow_their_schedules() -> No
     recipe = replace(FAST, carriers=(0.5, 0.25, 0.1))
     assert [recipe.carried(100, step / 6) for step in range(6)] == [50, 50, 25, 25, 10, 10]
     assert replace(FAST, schedule="constant").rate(0.9) == FAST.outer_lr
+
+
+def test_relative_steps_want_a_finite_radius() -> None:
+    images, labels = images_of(4)
+    network = Network(Planted())
+    settings = Ascent(steps=1, step_size=0.1, relative=True)
+    objective = UniversalLoss(network, images, labels)
+    with pytest.raises(ValueError, match="radius: found inf; expected a finite one"):
+        ascend([objective], network.theta, torch.zeros(3, 8, 8), L2Ball(math.inf), settings)

@@ -83,8 +83,30 @@ def test_failed_cells_are_kept_unless_asked_for(place: Path, capsys: pytest.Capt
     assert "2 cells failed in an earlier run; --retry-failed runs them again" in capsys.readouterr().out
     with pytest.raises(_StartedError):
         sweep.main(_arguments(place, "--retry-failed"))
-    assert len(store.read()) == 4
-    assert len((store.folder / "records.jsonl.superseded").read_bytes().splitlines()) == 2
+    assert len(store.read()) == 6, "not dropped before everything is there that they are computed with"
+
+
+def test_failed_records_are_put_aside_when_their_cells_run_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench import engine
+
+    store, seen = _fill(place, {"none": "failed"}), []
+
+    def run_sweep(*given: Any) -> None:
+        seen.append((len(store.read()), len((store.folder / "records.jsonl.superseded").read_bytes().splitlines())))
+
+    monkeypatch.setattr(cluster, "ClusterStart", _Ready)
+    monkeypatch.setattr(engine, "run_sweep", run_sweep)
+    sweep.main(_arguments(place, "--retry-failed"))
+    assert seen == [(4, 2)]
+
+
+@pytest.mark.usefixtures("no_cluster")
+def test_a_refused_retry_keeps_the_failed_records(place: Path) -> None:
+    store = _fill(place, {"none": "failed"})
+    before = store.path.read_bytes()
+    (store.folder / "sweep.json").write_text("no manifest")
+    assert sweep.main(_arguments(place, "--retry-failed")) == 2
+    assert store.path.read_bytes() == before
 
 
 @pytest.mark.usefixtures("no_cluster")

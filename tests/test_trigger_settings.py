@@ -27,12 +27,12 @@ from adapters.trigger_names import named
 from bench import spec
 from bench.cells import Cell, NamedTrigger, plain, title
 from bench.jobs import Job
-from bench.progress import describe
 from bench.records import Record
 from bench.report import beside, names
 from bench.report.records_table import one_cell_sweep
 from bench.report.rows import from_record
 from bench.summary import table
+from bench.titles import describe
 from bench.triggers import TriggerStore, cell_attacks, clean_cell
 from bench.victims import VictimStore
 
