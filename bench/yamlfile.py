@@ -73,7 +73,9 @@ def parse(text: str, where: str) -> Any:
         tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: {_describe(error)}; expected plain YAML") from error
-    except (RecursionError, ValueError, ArithmeticError, TypeError, LookupError, AttributeError) as error:
+    except RecursionError as error:
+        raise UserError(f"{where}: nested too deeply to be read; expected at most {MAX_DEPTH} levels") from error
+    except (ValueError, ArithmeticError, TypeError, LookupError, AttributeError) as error:
         # PyYAML's constructors trust what is tagged: !!bool maybe, !!int "" or !!timestamp x end in any of these.
         raise UserError(f"{where}: {type(error).__name__}: {str(error)[:200]}; expected plain YAML") from error
     _check_size(tree, where)

@@ -234,3 +234,8 @@ def test_any_text_is_a_tree_or_an_error_of_ours(text: str) -> None:
         yamlfile.parse(text, "here")
     except UserError as error:
         assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_a_file_nested_beyond_measure_is_refused_in_plain_words() -> None:
+    with pytest.raises(UserError, match=r"^x\.yaml: nested too deeply to be read; expected at most 40 levels$"):
+        yamlfile.parse("name: " + "[" * 100_000, "x.yaml")

@@ -26,6 +26,7 @@ Note = Callable[..., None]
 @pytest.fixture(scope="session", autouse=True)
 def _anew(request: pytest.FixtureRequest) -> None:
     """A run of the whole suite starts without records; one of a part without those of its tests."""
+    commit()  # kept from now on: the outcomes that a checkout holds change below, which is no change of the code
     forget(request.config.getoption("--outcomes"), None if _is_whole(request.config) else _names(request.session))
 
 
