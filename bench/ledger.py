@@ -25,11 +25,11 @@ SCHEMA = 1
 class Ledger:
     """What the workers of one run of a sweep did, in seconds over all workers.
 
-    ``busy``: inside jobs. ``work``: of these, training victims and defending, which leaves out imports, loading and
-    scoring. ``first_start`` and ``last_end`` are ``time.monotonic()``. ``gaps``: from the end of a worker's job to the
-    start of its next one, each; waiting for a victim that another worker trains is among them, a worker's start is not.
-    ``besides``: of each scored cell, what was neither defending nor scoring. ``offers``: since when there were how many
-    workers. A job that an interrupt cut off is not in it.
+    ``busy``: inside jobs. ``work``: of these, training victims, the fitting of their triggers included, and defending,
+    which leaves out imports, loading and scoring. ``first_start`` and ``last_end`` are ``time.monotonic()``. ``gaps``:
+    from the end of a worker's job to the start of its next one, each; waiting for a victim that another worker trains
+    is among them, a worker's start is not. ``besides``: of each scored cell, what was neither defending nor scoring.
+    ``offers``: since when there were how many workers. A job that an interrupt cut off is not in it.
     """
 
     busy: float = 0.0

@@ -67,6 +67,7 @@ class CellRunner:
         self._prepared: _Recent[Prepared] = _Recent(2)
         self.scoring = Stopwatch()
         """Runs while models are scored: after a defense, between its rounds, and victims."""
+        self.attacking = self._victims.attacking
         load_what_torch_loads_late()
 
     def prepare_victim(self, cell: Cell) -> Victim:

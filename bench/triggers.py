@@ -17,6 +17,7 @@ from adapters.errors import UserError
 from adapters.protocols import ImageTensors, LabelMap, Trigger
 from bench import victim_files as files
 from bench.cells import Cell, Target, Training, TriggerSpec, content_hash, plain
+from bench.clock import Stopwatch
 from bench.files import write_atomically
 from bench.provenance import device_name
 from bench.scoring import fingerprint
@@ -112,6 +113,8 @@ class TriggerStore:
     def __init__(self, cache_dir: Path, get_clean: Callable[[Cell, ImageTensors, torch.device], Victim]) -> None:
         self.folder = Path(cache_dir) / "triggers"
         self._get_clean = get_clean
+        self.fitting = Stopwatch()
+        """Runs while a trigger is fitted; not while the clean model is trained."""
 
     def path(self, spec: attacks.Spec, target: Target, clean: Cell) -> Path:
         """Where the trigger lies: its name is a hash of everything that decides it."""
@@ -180,7 +183,8 @@ class TriggerStore:
             "versions": {"torch": version("torch")},
         }
         context = attacks.FitContext(victim.model, images, wanted, seed)
-        trigger = attacks.run_fit(fit, context, about)
+        with self.fitting:
+            trigger = attacks.run_fit(fit, context, about)
         trigger.provenance = {**trigger.provenance, "seconds": time.perf_counter() - start}
         return trigger
 

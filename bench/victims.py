@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -55,6 +56,8 @@ class VictimStore:
     def __init__(self, cache_dir: Path) -> None:
         self.folder = Path(cache_dir) / "victims"
         self._triggers = TriggerStore(cache_dir, self.get_or_train)
+        self.attacking = self._triggers.fitting
+        """Runs while a trigger is fitted to a clean model, and while a victim's training images are poisoned."""
 
     def has(self, cell: Cell) -> bool:
         """Whether the victim of ``cell`` needs no training (its files are not verified here)."""
@@ -182,7 +185,8 @@ class VictimStore:
     ) -> Victim:
         if cell.training is None:
             raise ValueError("expected a cell with training settings")
-        poisoned = poisoned_training_set(cell, data, used)
+        with self.attacking if used else nullcontext():
+            poisoned = poisoned_training_set(cell, data, used)
         model = new_model(cell, data)
         seed = derive_seed("order", cell.dataset, cell.model, cell.seed)
         report = train(model, poisoned.images, poisoned.labels, cell.training, device, seed, on_epoch, poisoned.rows)

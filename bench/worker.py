@@ -17,10 +17,10 @@ logger = logging.getLogger(__name__)
 class Worker:
     """What a job's report holds, times in seconds:
 
-    ``seconds``: the job's. ``work``: of these, the defense's own, or the victim's training. ``gap``: since the end of
-    this worker's job before, absent for its first. ``besides``: of a cell's, what was neither its defense nor scoring;
-    absent where the defense has no seconds, or only those of its last attempt. ``record``, of a cell: as a line.
-    ``error``, of a victim that could not be prepared: why.
+    ``seconds``: the job's. ``work``: of these, the defense's own, or the victim's training, with the fitting of its
+    triggers and the poisoning. ``gap``: since the end of this worker's job before, absent for its first. ``besides``:
+    of a cell's, what was neither its defense nor scoring; absent where the defense has no seconds, or only those of its
+    last attempt. ``record``, of a cell: as a line. ``error``, of a victim that could not be prepared: why.
     """
 
     def __init__(self, runner: CellRunner) -> None:
@@ -32,13 +32,15 @@ class Worker:
         start = time.perf_counter()
         result: dict[str, Any] = {} if self._ended is None else {"gap": start - self._ended}
         cell = Cell.model_validate_json(job["cell"])
-        scored = self._runner.scoring.seconds
+        scored, attacked = self._runner.scoring.seconds, self._runner.attacking.seconds
         record = None
         if job["kind"] == "victim":
             result |= self._prepare(cell)
         else:
             record = self._runner.run(cell)
             result |= {"record": record.line().decode(), "work": record.seconds or 0.0}
+        if "work" in result:
+            result["work"] += self._runner.attacking.seconds - attacked
         self._ended = time.perf_counter()
         result["seconds"] = self._ended - start
         if record is not None and _one_attempt(record):

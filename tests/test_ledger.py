@@ -19,7 +19,7 @@ from bench.ledger import FILE, Ledger, keep
 from bench.records import Record
 from bench.worker import Worker
 
-LOADING, DEFENDING, SCORING, TRAINING, WAITING = 0.25, 4.0, 2.0, 64.0, 0.5
+LOADING, DEFENDING, SCORING, FITTING, TRAINING, WAITING = 0.25, 4.0, 2.0, 8.0, 64.0, 0.5
 """Seconds of the fake clock, exact in binary."""
 
 
@@ -35,9 +35,11 @@ class FakeRunner:
     """Takes known times, and scores twice."""
 
     def __init__(self, now: FakeTime, **changes: Any) -> None:
-        self.scoring, self._now, self._changes = Stopwatch(), now, changes
+        self.scoring, self.attacking, self._now, self._changes = Stopwatch(), Stopwatch(), now, changes
 
     def prepare_victim(self, one: Cell) -> Any:
+        with self.attacking:
+            self._now.seconds += FITTING
         self._now.seconds += LOADING + TRAINING
         if self._changes.get("broken"):
             raise RuntimeError("no luck")
@@ -74,7 +76,7 @@ def do(now: FakeTime, *kinds: str, **changes: Any) -> list[dict[str, Any]]:
 
 def test_a_cell_is_its_defense_scoring_and_what_is_besides(now: FakeTime) -> None:
     victim, first, second = do(now, "victim", "cell", "cell")
-    assert (victim["seconds"], victim["work"]) == (LOADING + TRAINING, TRAINING)
+    assert (victim["seconds"], victim["work"]) == (LOADING + FITTING + TRAINING, FITTING + TRAINING)
     assert "besides" not in victim
     assert (first["seconds"], first["work"], first["besides"]) == (LOADING + DEFENDING + SCORING, DEFENDING, LOADING)
     assert "gap" not in victim  # its worker was starting, not waiting
@@ -105,7 +107,7 @@ def test_the_ledger_reports_median_and_worst(now: FakeTime) -> None:
         "overhead, median (worst): 0.50 s (9.00 s) from a worker's job to its next,"
         " 0.25 s (20.00 s) inside a cell neither defending nor scoring"
     )
-    assert (ledger.busy, ledger.work) == (64.25 + 3 * 6.25 + 30.0, 64.0 + 3 * 4.0 + 6.0)
+    assert (ledger.busy, ledger.work) == (72.25 + 3 * 6.25 + 30.0, 72.0 + 3 * 4.0 + 6.0)
     ledger.first_start, ledger.last_end = 100.0, 100.0 + ledger.busy
     assert ledger.shares() is None
     ledger.offers = [(90.0, 1)]

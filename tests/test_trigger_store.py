@@ -27,7 +27,7 @@ from adapters.protocols import (
     TrainingContext,
     TrainingData,
 )  # fmt: skip
-from bench import sweep, victims
+from bench import sweep, triggers, victims
 from bench.cells import Cell
 from bench.provenance import Commit
 from bench.records import Record, RecordStore
@@ -107,6 +107,27 @@ def test_one_clean_model_and_one_trigger_for_all_their_cells(tmp_path: Path, wor
     assert about["clean_model"] == {"id": clean.victim_id, "model": "simplified_vgg", "sha256": meta["sha256"]}
     assert about["settings"] == dataclasses.asdict(TrojanSquare(steps=2))
     assert (about["target"], about["dataset"]) == (1, "made")
+
+
+def test_fitting_and_poisoning_are_timed_and_the_clean_models_training_is_not(
+    tmp_path: Path, work: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    class Watch:
+        def __enter__(self) -> None:
+            seen.append(list(work))
+
+        def __exit__(self, *_: object) -> None:
+            seen.append(list(work))
+
+    monkeypatch.setattr(triggers, "Stopwatch", Watch)
+    store = VictimStore(tmp_path)
+    for _ in "12":  # the second time all of it is at hand
+        store.get_or_train(cell(), data(), CPU)
+    fitted = ["train", "trojan_sq"]
+    assert seen == [["train"], fitted, fitted, fitted], "around the fit, then around the poisoning"
+    assert work == [*fitted, "train"]
 
 
 def test_the_clean_model_follows_images_and_training_alone() -> None:
