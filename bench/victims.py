@@ -185,6 +185,7 @@ class VictimStore:
     ) -> Victim:
         if cell.training is None:
             raise ValueError("expected a cell with training settings")
+        # A clean model is not poisoned, and may be trained within a poisoning, to perturb on: blocks must not nest.
         with self.attacking if used else nullcontext():
             poisoned = poisoned_training_set(cell, data, used)
         model = new_model(cell, data)
