@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adapters.training_step import TrainingStep, descent
 from bench.cells import Training
 from ibau_defense.cuda import now
 
@@ -85,19 +86,22 @@ def train(
     )
     order = torch.Generator().manual_seed(seed)
     reduced, loss = autocast_dtype(device) is torch.bfloat16, float("nan")
+
+    def cross_entropy(model: nn.Module, batch: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=reduced):
+            logits = model(batch)
+        return functional.cross_entropy(logits.float(), targets)
+
+    step = TrainingStep(descent(model, cross_entropy), model.parameters(), device)
     start = now(device)
     with seeded(seed, device):
         for epoch in range(training.epochs):
             total = torch.zeros((), device=device)
             for batch, targets in data.epoch(order):
-                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=reduced):
-                    logits = model(batch)
-                step_loss = functional.cross_entropy(logits.float(), targets)
-                optimizer.zero_grad(set_to_none=True)
-                torch.autograd.backward(step_loss)
+                (step_loss,) = step(batch, targets)
                 optimizer.step()
                 schedule.step()
-                total += step_loss.detach()
+                total += step_loss
             loss = float(total) / data.steps
             _check_finite(loss, epoch, training)
             on_epoch(epoch + 1, training.epochs)

@@ -11,15 +11,19 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 LOGGER = logging.getLogger(__name__)
 
+WARM_UP = 3
+"""Plain runs beside the caller's stream before work is recorded."""
+
 Work = Callable[..., Sequence[Tensor]]
 Product = Callable[[str, Tensor], list[Tensor]]
+Found = TypeVar("Found")
 
 
 Images = tuple[int, int]
@@ -43,8 +47,8 @@ class Recording(Protocol):
 class Recorder(Protocol):
     """Records work that reads and writes tensors at fixed addresses."""
 
-    def warm_up(self, work: Callable[[], Any]) -> None:
-        """Do the work a few times, so that nothing is set up for the first time while it is recorded."""
+    def aside(self, work: Callable[[], Found]) -> Found:
+        """Do the work plainly, where it will be recorded, so that nothing is set up for the first time then."""
 
     def record(self, work: Callable[[], Sequence[Tensor]]) -> tuple[Recording, Sequence[Tensor]]:
         """The recording, and the tensors that each replay leaves its results in."""
@@ -53,7 +57,7 @@ class Recorder(Protocol):
 class CudaRecorder:
     """Captures on a side stream of its own; safe whichever stream the caller works on.
 
-    Before a warm-up the side stream waits for the caller's stream, and the caller's for the side stream after it.
+    Before plain work the side stream waits for the caller's stream, and the caller's for the side stream after it.
     A replay runs on the caller's current stream. All captures share one memory pool: their results are copied out
     before anything else is replayed.
     """
@@ -63,17 +67,18 @@ class CudaRecorder:
         self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
 
-    def warm_up(self, work: Callable[[], Any]) -> None:
+    def aside(self, work: Callable[[], Found]) -> Found:
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
-            for _ in range(3):
-                work()
+            found = work()
         current.wait_stream(self.stream)
+        return found
 
     def record(self, work: Callable[[], Sequence[Tensor]]) -> tuple[Recording, Sequence[Tensor]]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+        capturing = torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local")
+        with torch.cuda.device(self.device), capturing:
             found = work()
         return graph, found
 
@@ -262,7 +267,8 @@ class Graphs:
             return  # nothing to compare with; the next time will do
         try:
             with self._whole(), self._silent():
-                self.recorder.warm_up(lambda: [work(entry) for work in works.values()])
+                for _ in range(WARM_UP):
+                    self.recorder.aside(lambda: [work(entry) for work in works.values()])
                 for which, work in works.items():
                     entry.recordings[which] = self.recorder.record(lambda work=work: work(entry))  # type: ignore[misc]
                 for which in works:

@@ -73,7 +73,7 @@ def moved(bound: float, chosen: Tensor, way: Way) -> tuple[nn.Module, list[Tenso
     plain = replace_batch_norm(network())
     training = _training(defense, plain, way, 120, context())
     training.network.train()
-    training.step(data(), chosen, CPU)
+    training.step(data(), chosen)
     after = training.plain().parameters()
     return plain, [(one - other).detach() for one, other in zip(plain.parameters(), after, strict=True)]
 
@@ -125,7 +125,7 @@ def test_noise_has_the_size_that_was_asked_for() -> None:
     plain = nn.Sequential(nn.Flatten(), nn.Linear(192, 30))
     training = _training(defense, plain, Way("hooks", "float32"), 120, context())
     training.network.train()
-    training.step(data(), torch.empty(0, dtype=torch.int64), CPU)  # an empty sample: noise alone, and it counts
+    training.step(data(), torch.empty(0, dtype=torch.int64))  # an empty sample: noise alone, and it counts
     before, after = (nn.utils.parameters_to_vector(one.parameters()).detach() for one in (plain, training.plain()))
     assert float((after - before).std()) == pytest.approx(3.0 * 2.0 / 50, rel=0.05)  # 5,790 draws: 1 % standard error
     assert training.accountant.history[0][2] == 1

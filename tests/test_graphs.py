@@ -38,8 +38,8 @@ class Recorder:
     def __init__(self, spoil: float = 0.0, fail: bool = False) -> None:
         self.spoil, self.fail, self.recorded = spoil, fail, 0
 
-    def warm_up(self, work: Callable[[], Any]) -> None:
-        work()
+    def aside(self, work: Callable[[], Any]) -> Any:
+        return work()
 
     def record(self, work: Callable[[], Sequence[Tensor]]) -> tuple[Recording, Sequence[Tensor]]:
         if self.fail:

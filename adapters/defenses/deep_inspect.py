@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from adapters.defenses.pictures import png
 from adapters.defenses.trigger_gan import Critic, TriggerGenerator
 from adapters.defenses.trigger_synthesis import Synthesis, TriggerSynthesis
 from adapters.protocols import DefenseContext, LabelledImages
+from adapters.training_step import TrainingStep
 
 JUDGED = 128
 """Clean images a class's loss is averaged over, at most."""
@@ -63,23 +66,35 @@ class DeepInspect(TriggerSynthesis):
         return Synthesis(losses.total, stamp, figures, pictures, finished)
 
     def _train(self, gan: Gan, network: Network, clean: LabelledImages, context: DefenseContext) -> bool:
-        makers = torch.optim.Adam(gan.maker.parameters(), lr=self.lr, betas=(0.5, 0.999))
-        critics = torch.optim.Adam(gan.critic.parameters(), lr=self.lr, betas=(0.5, 0.999))
+        making, judging = list(gan.maker.parameters()), list(gan.critic.parameters())
+        adam = partial(torch.optim.Adam, lr=self.lr, betas=(0.5, 0.999), fused=context.device.type == "cuda")
+        makers, critics = adam(making), adam(judging)
+
+        def criticise(real: Tensor, noise: Tensor, goals: Tensor) -> Sequence[Tensor]:
+            with torch.no_grad():
+                fake = (real + gan.maker(noise, goals)).clamp(0, 1)
+            verdict = (gan.critic(real) - 1).square().mean() + gan.critic(fake).square().mean()
+            torch.autograd.backward(verdict, inputs=judging)
+            return (verdict.detach(),)
+
+        def make(real: Tensor, noise: Tensor, goals: Tensor) -> Sequence[Tensor]:
+            triggers = gan.maker(noise, goals)
+            loss = self._losses(gan, network, (real + triggers).clamp(0, 1), triggers, goals).total.mean()
+            torch.autograd.backward(loss, inputs=making)
+            return (loss.detach(),)
+
+        critic_step = TrainingStep(criticise, judging, context.device, context.passes)
+        maker_step = TrainingStep(make, making, context.device, context.passes)
         for _ in range(self.epochs):
             order = torch.randperm(len(clean.labels), generator=gan.generator).to(clean.images.device)
             for index in order.split(self.batch_size):
                 real = clean.images[index]
                 goals = torch.randint(context.num_classes, (len(index),), generator=gan.generator).to(real.device)
-                triggers = gan.triggers(goals)
-                fake = (real + triggers).clamp(0, 1)
+                noise = gan.noise(len(goals)).to(real.device)
                 if self.gan_weight > 0:
-                    verdict = (gan.critic(real) - 1).square().mean() + gan.critic(fake.detach()).square().mean()
-                    critics.zero_grad(set_to_none=True)
-                    torch.autograd.backward(verdict, inputs=list(gan.critic.parameters()))
+                    critic_step(real, noise, goals)
                     critics.step()
-                loss = self._losses(gan, network, fake, triggers, goals)
-                makers.zero_grad(set_to_none=True)
-                torch.autograd.backward(loss.total.mean(), inputs=list(gan.maker.parameters()))
+                maker_step(real, noise, goals)
                 makers.step()
                 if context.out_of_time():
                     return False
@@ -125,6 +140,9 @@ class Gan:
 
     def triggers(self, classes: Tensor) -> Tensor:
         """(n,) classes to (n, C, H, W) triggers in [-1, 1], of fresh noise."""
-        noise = torch.randn(len(classes), self.maker.noise, generator=self.generator)
-        made: Tensor = self.maker(noise.to(classes.device), classes)
+        made: Tensor = self.maker(self.noise(len(classes)).to(classes.device), classes)
         return made
+
+    def noise(self, count: int) -> Tensor:
+        """(count, noise), on the CPU."""
+        return torch.randn(count, self.maker.noise, generator=self.generator)

@@ -10,7 +10,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapters.defenses.group_norm import replace_batch_norm
-from adapters.defenses.sample_gradients import PHYSICAL_BATCH, Precision, Way, backward_each, choose_way, wrap
+from adapters.defenses.sample_gradients import (
+    Precision,
+    Way,
+    backward_each,
+    choose_way,
+    physical_batch,
+    wrap,
+)
 from adapters.defenses.tuning import seeded
 from adapters.protocols import Defense, DefenseContext, DefenseResult, LabelledImages, TrainingContext, TrainingData
 
@@ -49,10 +56,10 @@ class DpSgd(Defense):
     def run(self, model: nn.Module, clean: LabelledImages, context: DefenseContext) -> DefenseResult:
         if not isinstance(context, TrainingContext):
             raise TypeError("dp_sgd needs a TrainingContext, with the data the victim was trained on")
-        data = context.training_data
+        data = TrainingData(*(one.to(context.device) for one in context.training_data))
         with seeded(context) as generator:
             untrained = replace_batch_norm(context.untrained()).to(context.device)
-            trial = _batch(data, torch.arange(2), context.device)
+            trial = _batch(data, torch.arange(2, device=context.device))
             way = choose_way(untrained, *trial, self.grad_sample, self.precision)
             training = _training(self, untrained, way, len(data.labels), context)
             status, reason = self._train(training, data, context, generator)
@@ -70,13 +77,13 @@ class DpSgd(Defense):
     ) -> tuple[str, str | None]:
         for epoch in range(self.epochs):
             training.network.train()
-            loss = 0.0
+            loss = torch.zeros(())
             for _ in range(training.steps):
                 chosen = (torch.rand(len(data.labels), generator=generator) < training.rate).nonzero().flatten()
-                loss = training.step(data, chosen, context.device)
+                loss = training.step(data, chosen.to(context.device))
                 if context.out_of_time():
                     break
-            info = {"index": epoch, "loss": loss, "epsilon": training.epsilon(self.delta)}
+            info = {"index": epoch, "loss": float(loss), "epsilon": training.epsilon(self.delta)}
             context.on_round(training.plain(), info)
             if not all(bool(one.isfinite().all()) for one in training.network.parameters()):
                 return "diverged", "a parameter was not finite"
@@ -86,7 +93,10 @@ class DpSgd(Defense):
 
 
 class Training(NamedTuple):
-    """``rate``: the share of the data in a batch, on average; ``steps`` in an epoch. ``network``: opacus' module."""
+    """``rate``: the share of the data in a batch, on average; ``steps`` in an epoch. ``network``: opacus' module.
+
+    ``part``: how many images' gradients are held at once.
+    """
 
     untrained: nn.Module
     network: Any
@@ -95,16 +105,18 @@ class Training(NamedTuple):
     rate: float
     steps: int
     precision: Precision
+    part: int
 
-    def step(self, data: TrainingData, chosen: Tensor, device: torch.device) -> float:
-        """One noisy step on the examples ``chosen``, (n,) int64; returns the last part's mean loss (0 of none)."""
-        loss = 0.0
-        parts = [part for part in chosen.split(PHYSICAL_BATCH) if len(part)]
+    def step(self, data: TrainingData, chosen: Tensor) -> Tensor:
+        """One noisy step on the examples ``chosen``, (n,) int64; returns the last part's mean loss (0 of none).
+
+        Nothing here waits for a device.
+        """
+        loss = torch.zeros(())
+        parts = [part for part in chosen.split(self.part) if len(part)]
         for number, part in enumerate(parts, start=1):
             self.optimizer.signal_skip_step(do_skip=number < len(parts))
-            images, labels = _batch(data, part, device)
-            mean = backward_each(self.network, images, labels, self.precision)
-            loss = float(mean)
+            loss = backward_each(self.network, *_batch(data, part), self.precision)
             self.optimizer.step()
             self.optimizer.zero_grad()
         if not parts:
@@ -139,9 +151,10 @@ def _training(defense: DpSgd, untrained: nn.Module, way: Way, size: int, context
     )
     accountant = RDPAccountant()
     optimizer.attach_step_hook(accountant.get_optimizer_hook_fn(rate))
-    return Training(untrained, network, optimizer, accountant, rate, max(1, round(1 / rate)), way.precision)
+    part = physical_batch(untrained, context.device)
+    return Training(untrained, network, optimizer, accountant, rate, max(1, round(1 / rate)), way.precision, part)
 
 
-def _batch(data: TrainingData, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The examples ``index``: images as float32 in [0, 1], and their labels, on ``device``."""
-    return data.images[data.rows[index]].to(device).float().div_(255), data.labels[index].to(device)
+def _batch(data: TrainingData, index: Tensor) -> tuple[Tensor, Tensor]:
+    """The examples ``index``, on their device: images as float32 in [0, 1], and their labels."""
+    return data.images[data.rows[index]].float().div_(255), data.labels[index]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -13,6 +14,7 @@ from adapters.defenses.cost_schedule import CostSchedule
 from adapters.defenses.masked_triggers import MaskedTriggers
 from adapters.defenses.tuning import autocast
 from adapters.protocols import DefenseContext, LabelledImages
+from adapters.training_step import TrainingStep
 
 
 class Objective(Protocol):
@@ -93,6 +95,7 @@ class Search:
             context.num_classes, self.initial_cost, self.cost_factor, self.patience, self.early_stop
         )
         stream = _Stream(clean, self.batch_size, generator)
+        step = _descent(network, state, objective, context)
         finished = True
         for _ in range(self.steps):
             classes = schedule.active.nonzero().flatten().to(clean.images.device)
@@ -102,7 +105,8 @@ class Search:
             for _ in range(self.batches_per_step):
                 weights = schedule.weights.to(clean.images.device)[classes]
                 batch = stream.next()
-                right, asked = _descend(network, state, batch, classes, weights, objective)
+                right, asked = step(*batch, classes, weights)
+                state.optimizer.step()
                 hits, seen = hits + right, seen + asked
                 finished = not context.out_of_time()
                 if not finished:
@@ -141,7 +145,8 @@ class _State:
         pattern = torch.rand(1, channels, height, width, generator=generator).to(images.device)
         self.mask = _atanh(mask).repeat(classes, 1, 1, 1).requires_grad_()
         self.pattern = _atanh(pattern).repeat(classes, 1, 1, 1).requires_grad_()
-        self.optimizer = torch.optim.Adam([self.mask, self.pattern], lr=lr, betas=(0.5, 0.9))
+        fused = images.device.type == "cuda"
+        self.optimizer = torch.optim.Adam([self.mask, self.pattern], lr=lr, betas=(0.5, 0.9), fused=fused)
         self.best = MaskedTriggers(_unit(self.mask).detach(), _unit(self.pattern).detach())
         self.best_size = torch.full((classes,), float("inf"), device=images.device)
         self.rates = torch.zeros(classes, device=images.device)
@@ -166,21 +171,24 @@ class _State:
         return Inversion(self.best, self.best.norms(), self.rates, self.steps, finished)
 
 
-def _descend(
-    network: Network, state: _State, batch: LabelledImages, classes: Tensor, weights: Tensor, objective: Objective
-) -> tuple[Tensor, Tensor]:
-    """One step of Adam for ``classes``; returns (k,) images sent to the class and (k,) images asked."""
-    state.optimizer.zero_grad(set_to_none=True)
-    each = max(1, network.limit // len(batch.labels))
-    counts = []
-    for rows, weight in zip(classes.split(each), weights.split(each), strict=True):
-        triggers = state.triggers(rows)
-        loss, right, asked = _towards(network, triggers, batch, rows)
-        loss = loss + weight * objective.size(triggers) + objective.extra(network, triggers, batch, rows)
-        torch.autograd.backward(loss.sum(), inputs=[state.mask, state.pattern])
-        counts.append((right, asked))
-    state.optimizer.step()
-    return torch.cat([one[0] for one in counts]), torch.cat([one[1] for one in counts])
+def _descent(network: Network, state: _State, objective: Objective, context: DefenseContext) -> TrainingStep:
+    """(images, labels, classes (k,), weights (k,)) to (k,) images sent to the class and (k,) images asked; leaves the
+    gradients of masks and patterns."""
+    searched = [state.mask, state.pattern]
+
+    def work(images: Tensor, labels: Tensor, classes: Tensor, weights: Tensor) -> Sequence[Tensor]:
+        batch = LabelledImages(images, labels)
+        each = max(1, network.limit // len(labels))
+        counts = []
+        for rows, weight in zip(classes.split(each), weights.split(each), strict=True):
+            triggers = state.triggers(rows)
+            loss, right, asked = _towards(network, triggers, batch, rows)
+            loss = loss + weight * objective.size(triggers) + objective.extra(network, triggers, batch, rows)
+            torch.autograd.backward(loss.sum(), inputs=searched)
+            counts.append((right, asked))
+        return [torch.cat(one) for one in zip(*counts, strict=True)]
+
+    return TrainingStep(work, searched, state.mask.device, context.passes)
 
 
 def _towards(

@@ -17,7 +17,9 @@ Precision = Literal["bfloat16", "float32"]
 PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float32")
 
 PHYSICAL_BATCH = 32
-"""Images whose gradients are held at once; on the CPU larger batches leave the cache."""
+"""Images whose gradients are held at once on the CPU, where larger batches leave the cache; nowhere fewer."""
+HELD_BYTES = 2**30
+"""Of float32 gradients held at once on a GPU, which small batches leave idle; clipping takes about as much again."""
 
 
 class Way(NamedTuple):
@@ -25,6 +27,14 @@ class Way(NamedTuple):
 
     mode: Mode
     precision: Precision
+
+
+def physical_batch(network: nn.Module, device: torch.device) -> int:
+    """Of how many images gradients are held at once. How a batch is cut up changes sums by their rounding alone."""
+    if device.type == "cpu":
+        return PHYSICAL_BATCH
+    each = 4 * sum(one.numel() for one in network.parameters() if one.requires_grad)
+    return max(PHYSICAL_BATCH, HELD_BYTES // max(1, each))
 
 
 def wrap(network: nn.Module, mode: Mode) -> Any:

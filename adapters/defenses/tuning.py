@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.protocols import DefenseContext, DefenseResult, LabelledImages
+from adapters.training_step import TrainingStep, descent
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(model, images, labels) to a scalar float32 loss."""
@@ -107,16 +108,15 @@ def tune(
         model.parameters(), lr=tuning.lr, momentum=tuning.momentum, weight_decay=tuning.weight_decay,
         nesterov=tuning.nesterov,
     )  # fmt: skip
-    objective = loss or cross_entropy(tuning.precision)
+    work = descent(model, loss or cross_entropy(tuning.precision))
+    step = TrainingStep(work, model.parameters(), clean.images.device, context.passes)
     for epoch in range(tuning.epochs):
         optimizer.param_groups[0]["lr"] = tuning.lr * tuning.schedule(epoch)
         model.train(tuning.batch_norm == "train")
         last = torch.zeros((), device=clean.images.device)
         late = False
         for images, labels in _batches(clean, tuning.batch_size, generator):
-            last = objective(model, images if change is None else change(images), labels)
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(last)
+            (last,) = step(images if change is None else change(images), labels)
             optimizer.step()
             late = context.out_of_time()
             if late:
@@ -125,7 +125,7 @@ def tune(
         index = first_round + epoch
         if not bool(last.isfinite()):
             return Ending("diverged", "the loss was not finite", index)
-        context.on_round(model, {"index": index, "loss": float(last.detach()), **(info or {})})
+        context.on_round(model, {"index": index, "loss": float(last), **(info or {})})
         if late:
             return Ending("timeout", f"stopped in epoch {epoch + 1} of {tuning.epochs}", index + 1)
     return Ending("ok", None, first_round + tuning.epochs)
