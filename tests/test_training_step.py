@@ -54,7 +54,8 @@ class Captured:
         for kept, found in zip(self.results, self.work(), strict=True):
             kept.copy_(found)
         for one, kept in zip(self.model.parameters(), self.gradients, strict=True):
-            assert kept is not None and one.grad is not None
+            assert kept is not None
+            assert one.grad is not None
             kept.copy_(one.grad)
             one.grad = kept
 
