@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.protocols import PassCounter
-from ibau_defense.graphs import CudaRecorder, Recorder, Recording
+from ibau_defense.graphs import CudaRecorder, Recorder, Recording, why
 
 LOGGER = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class TrainingStep:
         except RuntimeError as error:  # torch's own of a capture, out of memory among them
             self._refused.add(key)
             self._drop_gradients()
-            LOGGER.warning("a training step is not recorded, run plainly from now on: %s", error)
+            LOGGER.warning("a training step is not recorded, run plainly from now on: %s", why(error))
             return None
         return _Entry(key, buffers, recording, results, self._images)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import time
@@ -71,6 +72,7 @@ class CellTrainable(tune.Trainable):  # type: ignore[misc]
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._worker = Worker(CellRunner(settings.data_root, settings.cache_dir, device, settings.commit))
         self._job = config
+        gc.freeze()  # on a GPU each cell collects garbage first: looking at all that was imported takes 0.3 s
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._job = new_config

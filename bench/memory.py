@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import resource
 import sys
 from pathlib import Path
@@ -16,17 +17,20 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 class PeakMemory:
     """The most memory held at once between the creation of this and ``pause()``; what a pause holds is left out.
 
-    On a CUDA device: the peak of torch's own allocator there, in bytes, the victim and the clean set included. On
-    the CPU: by how much the peak of the process's resident memory exceeds what was resident at the start, after
-    memory that earlier cells left to the C allocator was given back. What libraries keep for themselves (scratch
-    buffers of kernels that ran before) is reused without showing up, so the CPU's figure is a lower bound. Linux
-    forgets earlier peaks on request; elsewhere an earlier, higher peak hides this one, and the figure is 0.
+    On a CUDA device: the peak of torch's own allocator there, in bytes; the victim, the clean set and what the worker
+    keeps there to score models on are included. On the CPU: by how much the peak of the process's resident memory
+    exceeds what was resident at the start, after memory that earlier cells left to the C allocator was given back.
+    What libraries keep for themselves (scratch buffers of kernels that ran before) is reused without showing up, so
+    the CPU's figure is a lower bound. Linux forgets earlier peaks on request; elsewhere an earlier, higher peak hides
+    this one, and the figure is 0.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.bytes = 0
         self._device = device
         self._start = 0
+        if device.type == "cuda":
+            gc.collect()  # what earlier cells left in cycles of references would count as this one's
         self.resume()
         if device.type != "cuda":
             self._start = _status("VmRSS") or _peak()

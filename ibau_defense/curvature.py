@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol, cast, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -93,6 +93,14 @@ def linearise(
     )
 
 
+class _Built(NamedTuple):
+    """∇₁G at (``point``, ``theta``), leaves both, with its graph."""
+
+    point: Tensor
+    theta: Theta
+    gradient: Tensor
+
+
 class _Graph:
     """∇₁G with its own graph: kept for an objective of one part, rebuilt part by part for several.
 
@@ -118,15 +126,16 @@ class _Graph:
             return None
         loss = cast(UniversalLoss, part)
 
-        def build(delta: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-            point = delta.detach().requires_grad_(True)
-            return point, _with_graph(loss.with_tensors(tensors), point, self._theta)
+        def build(delta: Tensor, *tensors: Tensor) -> _Built:
+            # leaves of its own: others may belong to graphs of another stream, which a capture would be drawn into
+            point, *theta = (one.detach().requires_grad_(True) for one in (delta, *self._theta))
+            return _Built(point, tuple(theta), _with_graph(loss.with_tensors(tensors), point, tuple(theta)))
 
-        def curvature(built: tuple[Tensor, Tensor], v: Tensor) -> list[Tensor]:
-            return _again(built[1], (built[0],), v, keep=True)
+        def curvature(built: _Built, v: Tensor) -> list[Tensor]:
+            return _again(built.gradient, (built.point,), v, keep=True)
 
-        def mixed(built: tuple[Tensor, Tensor], v: Tensor) -> list[Tensor]:
-            return _again(built[1], self._theta, v, keep=True)
+        def mixed(built: _Built, v: Tensor) -> list[Tensor]:
+            return _again(built.gradient, built.theta, v, keep=True)
 
         count = len(loss.images)
         images = {"build": (count, count), "curvature": (0, count), "mixed": (0, count)}

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -55,7 +56,7 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Captures on a side stream of its own; safe whichever stream the caller works on.
+    """Captures on a side stream, one a device; safe whichever stream the caller works on.
 
     Before plain work the side stream waits for the caller's stream, and the caller's for the side stream after it.
     A replay runs on the caller's current stream. All captures share one memory pool: their results are copied out
@@ -64,7 +65,7 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device)
+        self.stream = _side_stream(device)
         self.pool = torch.cuda.graph_pool_handle()
 
     def aside(self, work: Callable[[], Found]) -> Found:
@@ -76,11 +77,30 @@ class CudaRecorder:
         return found
 
     def record(self, work: Callable[[], Sequence[Tensor]]) -> tuple[Recording, Sequence[Tensor]]:
+        try:
+            return self._captured(work)
+        except BaseException:
+            self._mend()
+            raise
+
+    def _captured(self, work: Callable[[], Sequence[Tensor]]) -> tuple[Recording, Sequence[Tensor]]:
         graph = torch.cuda.CUDAGraph()
         capturing = torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local")
         with torch.cuda.device(self.device), capturing:
             found = work()
         return graph, found
+
+    def _mend(self) -> None:
+        """A failed capture leaves the device's generator in the state of one, so that the next dropout would raise, and
+        its pool taken: one that succeeds, in another pool, brings the generator back."""
+        self.pool = torch.cuda.graph_pool_handle()
+        self._captured(lambda: (torch.zeros(1, device=self.device),))
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all recorders: cuBLAS keeps a workspace, 32 MiB on Hopper, for every stream that it was ever used on."""
+    return torch.cuda.Stream(device)
 
 
 @dataclass
@@ -274,7 +294,7 @@ class Graphs:
                 for which in works:
                     self._compare(which, entry.replay(which), plain.get(which, ()))
         except (RuntimeError, ValueError) as error:  # torch's own errors of a capture, and those of _compare
-            self._refuse(key, f"{type(error).__name__}: {error}")
+            self._refuse(key, why(error))
         else:
             self._entries[key] = entry
 
@@ -284,6 +304,15 @@ class Graphs:
             off = float((a.double() - b.double()).abs().max()) if b.numel() else 0.0
             if not off <= self.tolerance * scale + torch.finfo(torch.float32).tiny:
                 raise ValueError(f"the replay of {which} is off by {off:g} where the largest entry is {scale:g}")
+
+
+def why(error: BaseException) -> str:
+    """One line: ``error``, and the one it came of, since where an operation breaks a capture the capture fails too."""
+    first: BaseException = error
+    while first.__context__ is not None:
+        first = first.__context__
+    lines = [f"{type(one).__name__}: {(str(one).splitlines() or [''])[0]}" for one in (first, error)]
+    return " → ".join(dict.fromkeys(lines))
 
 
 def _given(vector: Tensor | None) -> Tensor:

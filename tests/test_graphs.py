@@ -204,3 +204,35 @@ def test_cuda_passes_and_products_are_captured_not_refused(caplog: pytest.LogCap
         point.mixed(point.curvature(v))
     assert graphs.replays > 0
     assert caplog.messages == []
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_after_a_failed_capture_the_device_draws_and_captures_again(caplog: pytest.LogCaptureFixture) -> None:
+    device = torch.device("cuda")
+    graphs = graphs_for(device, Precision(None, tf32=False))
+    assert graphs is not None
+    x = torch.ones(5, device=device)
+    for _ in range(3):
+        graphs.run("reads on the host", lambda x: [x * float(x.sum())], (x,))
+        drawn = torch.nn.functional.dropout(torch.ones(10_000, device=device), 0.5)
+        assert float(drawn.mean()) == pytest.approx(1, abs=0.1)
+    assert graphs.replays == 0
+    assert [("capturing" in one, "run plainly" in one) for one in caplog.messages] == [(True, True)]
+    for k in range(4):
+        assert torch.equal(graphs.run("square", square, (k * x,))[0], k * k * x)
+    assert graphs.replays == 2
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_recordings_that_are_gone_hold_no_memory_on_the_device() -> None:
+    """cuBLAS keeps a workspace for every stream: one stream is used, however many calls there are."""
+    device, held = torch.device("cuda"), []
+    images, labels = (x.to(device) for x in rank_cases.clean_set(40, torch.float32))
+    model = rank_cases.tiny(torch.float32).to(device)
+    for _ in range(4):
+        IBAU(L2Ball(1.0), rank_cases.RECIPES["reference"]).unlearn(model, images, labels)
+        torch.cuda.synchronize()
+        held.append(torch.cuda.memory_allocated(device))
+    assert held[1:] == [held[1]] * 3

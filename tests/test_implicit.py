@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import pytest
+import rank_cases
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ibau_defense import FunctionObjective, ImplicitArgmax, L1Ball, L2Ball, LinfBall, Response, implicit_argmax
+from ibau_defense import (
+    FunctionObjective,
+    ImplicitArgmax,
+    L1Ball,
+    L2Ball,
+    LinfBall,
+    Network,
+    Response,
+    UniversalLoss,
+    implicit_argmax,
+)
 from ibau_defense.balls import Ball
+from ibau_defense.cuda import Precision, graphs_for
+from ibau_defense.graphs import Graphs
 from ibau_defense.implicit import response_product
 from ibau_defense.objective import Theta
 from ibau_defense.solvers import SOLVERS, ConjugateGradient, Dense, FixedPoint, Minres, Solution
@@ -205,3 +218,31 @@ def test_the_status_of_the_backward_solve_is_reported() -> None:
 def test_nothing_to_differentiate_is_an_error() -> None:
     with pytest.raises(ValueError, match="theta"):
         implicit_argmax(FunctionObjective(lambda d, t: d.sum()), lambda t: torch.zeros(1), ())
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("curvature", ["exact", "forward_over_reverse", "directional"])
+def test_on_cuda_the_hypergradient_is_that_of_the_cpu(curvature: str, recorded: bool) -> None:
+    """Through ``ImplicitArgmax`` and an ordinary backward, on a network; recorded passes change nothing."""
+    solver = FixedPoint(max_steps=5, damping=0.5)
+    response = Response(solver=solver, curvature=curvature)  # type: ignore[arg-type]
+
+    def gradients(device: torch.device, graphs: Graphs | None) -> list[Tensor]:
+        images, labels = (one.to(device) for one in rank_cases.clean_set(12, DTYPE))
+        network = Network(rank_cases.tiny(DTYPE).to(device))
+        network.graphs = graphs
+        loss = UniversalLoss(network, images, labels, penalty=0.1)
+        theta = tuple(one.detach().requires_grad_(True) for one in network.theta)
+        start = torch.linspace(-0.1, 0.1, 3 * 8 * 8, dtype=DTYPE, device=device).view(3, 8, 8)
+        delta = implicit_argmax(loss, lambda _: start, theta, response)
+        found = torch.autograd.grad(network(images + delta, theta).logsumexp(dim=1).sum(), theta)
+        return [one.cpu() for one in found]
+
+    device = torch.device("cuda")
+    graphs = graphs_for(device, Precision(None, tf32=False)) if recorded else None
+    expected = gradients(torch.device("cpu"), None)
+    for _ in range(3 if recorded else 1):
+        for a, b in zip(gradients(device, graphs), expected, strict=True):
+            assert torch.allclose(a, b, rtol=1e-7, atol=1e-9)

@@ -131,7 +131,7 @@ def test_a_step_that_cannot_be_recorded_says_so_once(caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING):
         train(model, batches([8] * (AFTER + 5)), step)
     assert len(caplog.messages) == 1
-    assert "run plainly from now on: operation not permitted" in caplog.messages[0]
+    assert "run plainly from now on: RuntimeError: operation not permitted" in caplog.messages[0]
 
 
 def test_results_are_copies_that_later_replays_leave_alone() -> None:

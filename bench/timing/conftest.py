@@ -23,6 +23,7 @@ _LEFT_OUT = ("node", "release")
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("timing suite")
     group.addoption("--bench-scale", choices=list(SCALES), default="small", help="how much is measured")
+    group.addoption("--bench-set", action="append", default=[], help="as --set of a sweep: cell.dataset=cifar10_jpeg")
     group.addoption("--bench-data-root", type=Path, default=Path("data"), help="where the data sets lie")
     group.addoption("--bench-cache", type=Path, help="decoded data and victims (default: a folder of this run's own)")
     group.addoption("--bench-threads", type=int, default=1, help="torch's threads (default: 1, as a cell has)")
@@ -43,7 +44,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     wanted = [name for name in ("cell", "base") if name in metafunc.fixturenames]
     if wanted:
         config = metafunc.config
-        cells = SCALES[config.getoption("bench_scale")].cells(config.getoption("bench_data_root"))
+        scale = SCALES[config.getoption("bench_scale")]
+        try:
+            cells = scale.cells(config.getoption("bench_data_root"), config.getoption("bench_set"))
+        except UserError as error:
+            raise pytest.UsageError(str(error)) from None
         chosen = cells if wanted == ["cell"] else one_a_dataset(cells)
         metafunc.parametrize(wanted[0], chosen, ids=name if wanted == ["cell"] else lambda cell: str(cell.dataset))
 

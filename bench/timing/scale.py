@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +23,9 @@ class Scale(NamedTuple):
     rounds: int
     budget: float
 
-    def cells(self, data_root: Path) -> list[Cell]:
+    def cells(self, data_root: Path, overrides: Sequence[str] = ()) -> list[Cell]:
         """Each defense on each victim, once: the first repetition of the sweep's cells."""
-        plan = spec.load(SWEEPS / self.sweep, (), data_root)
+        plan = spec.load(SWEEPS / self.sweep, overrides, data_root)
         return [cell for cell in plan.cells if cell.seed == 0]
 
 
