@@ -38,6 +38,7 @@ class TrainingStep:
 
     Args:
         tally: told of the images of every replay, which its hooks do not see.
+        recorded: False for plain steps on a CUDA device too.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class TrainingStep:
         device: torch.device,
         tally: PassCounter | None = None,
         recorder: Recorder | None = None,
+        recorded: bool = True,
     ) -> None:
         self.work, self.parameters, self.tally = work, list(parameters), tally or PassCounter()
-        self.recorder = CudaRecorder(device) if recorder is None and device.type == "cuda" else recorder
+        wanted = recorded and recorder is None and device.type == "cuda"
+        self.recorder = CudaRecorder(device) if wanted else recorder
         self.replays = 0
         self._entry: _Entry | None = None
         self._row: tuple[Hashable, int] = (None, 0)

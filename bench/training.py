@@ -61,6 +61,7 @@ def train(
     seed: int,
     on_epoch: Callable[[int, int], None] = _ignore_epoch,
     rows: Tensor | None = None,
+    recorded: bool = True,
 ) -> TrainingReport:
     """Train ``model`` in place; leaves it on ``device``, channels-last, in evaluation mode.
 
@@ -72,6 +73,7 @@ def train(
         labels: (R,) int64, of the examples; R = M unless ``rows`` are given.
         on_epoch: called with (epochs done, epochs) after each epoch.
         rows: (R,) int64, which image each example shows: a set may show an image many times and hold it once.
+        recorded: on a CUDA device, record a step and replay it (``adapters.training_step``).
 
     Raises:
         TrainingDiverged: the loss became infinite or NaN.
@@ -92,7 +94,7 @@ def train(
             logits = model(batch)
         return functional.cross_entropy(logits.float(), targets)
 
-    step = TrainingStep(descent(model, cross_entropy), model.parameters(), device)
+    step = TrainingStep(descent(model, cross_entropy), model.parameters(), device, recorded=recorded)
     start = now(device)
     with seeded(seed, device):
         for epoch in range(training.epochs):

@@ -154,9 +154,7 @@ def test_on_cuda_a_recorded_step_trains_as_a_plain_one(sizes: list[int], caplog:
         model = network(dropout=0.0).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         counter = PassCounter()
         counter.attach(model)
-        step = TrainingStep(descent(model, loss), model.parameters(), device, counter)
-        if plain:
-            step.recorder = None
+        step = TrainingStep(descent(model, loss), model.parameters(), device, counter, recorded=not plain)
         ends.append(train(model, data, step))
         assert counter.as_dict() == {"forward": sum(sizes), "backward": sum(sizes)}
         assert (step.replays > 0) == (sizes is LONG and not plain)

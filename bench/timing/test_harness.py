@@ -13,6 +13,7 @@ from adapters import attacks
 from adapters.models.elu import ELU
 from adapters.models.simplified_vgg import WIDTHS
 from bench.cells import Cell
+from bench.defense_run import clean_set
 from bench.preflight import multiplications
 from bench.records import RecordStore
 from bench.run_cell import CellRunner, run_cell
@@ -21,6 +22,7 @@ from bench.timing.parts import Precision
 from bench.timing.scale import Scale
 from bench.training import autocast_dtype, train
 from bench.victims import new_model, poisoned_training_set
+from ibau_defense import IBAU, L2Ball
 from ibau_defense.cuda import synchronise
 
 PER_TRAINED_IMAGE = 3 * 2
@@ -32,10 +34,17 @@ ACTIVATIONS: dict[str, type[nn.ELU]] = {"ELU": ELU, "ELU of torch": nn.ELU}
 """Ours, which differs on the CPU only, beside torch's."""
 
 
+@pytest.mark.parametrize("recorded", [True, False], ids=["as in a sweep", "plain"])
 def test_training(
-    benchmark: Any, base: Cell, runner: CellRunner, device: torch.device, facts: dict[str, Any], ceilings: Ceilings
-) -> None:
-    """One epoch of the victim, from its first weights; ACC and ASR of the model that the last repetition trained."""
+    benchmark: Any, base: Cell, recorded: bool, runner: CellRunner, device: torch.device, facts: dict[str, Any],
+    ceilings: Ceilings,
+) -> None:  # fmt: skip
+    """One epoch of the victim, from its first weights; ACC and ASR of the model that the last repetition trained.
+
+    On a CUDA device also with every step launched kernel by kernel, instead of recorded and replayed.
+    """
+    if not recorded and device.type != "cuda":
+        pytest.skip("on the CPU no step is recorded")
     prepared = runner.prepare(base)
     poisoned = poisoned_training_set(base, prepared.data, prepared.scorer.attacks)
     assert base.training is not None
@@ -48,7 +57,7 @@ def test_training(
         return (last[0],), {}
 
     def run(model: nn.Module) -> None:  # synchronises at both ends
-        train(model, poisoned.images, poisoned.labels, training, device, seed=0, rows=poisoned.rows)
+        train(model, poisoned.images, poisoned.labels, training, device, seed=0, rows=poisoned.rows, recorded=recorded)
 
     benchmark.group = f"{base.dataset}: harness"
     benchmark.pedantic(run, setup=setup, rounds=3, warmup_rounds=1)
@@ -57,10 +66,38 @@ def test_training(
     after = prepared.scorer.score(last[0])
     needed = PER_TRAINED_IMAGE * multiplications(base.model, prepared.data) * count
     benchmark.extra_info.update(
-        facts, kind="harness", what="victim training, one epoch", images=count, precision=precision,
+        facts, kind="harness", what="victim training, one epoch" + ("" if recorded else ", kernel by kernel"),
+        images=count, precision=precision,
         ceilings=ceilings._asdict(), floor_seconds=needed / ceilings.multiplied[precision],
         acc=after.acc, asr=after.asr,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["as in a sweep", "plain"])
+@pytest.mark.parametrize("recipe", ["fast", "reference"])
+def test_unlearning(
+    benchmark: Any, base: Cell, recipe: str, recorded: bool, runner: CellRunner, device: torch.device,
+    facts: dict[str, Any],
+) -> None:  # fmt: skip
+    """What recorded passes save I-BAU on a CUDA device: all rounds of the default recipe, one of the authors'."""
+    if device.type != "cuda":
+        pytest.skip("on the CPU no pass is recorded")
+    prepared = runner.prepare(base)
+    clean = clean_set(base, prepared, device)
+    rounds = 1 if recipe == "reference" else None
+    ibau = IBAU(L2Ball(10.0), recipe, rounds, cuda_graphs=recorded)
+    last: list[nn.Module] = []
+
+    def run() -> None:
+        last[:] = [ibau.unlearn(prepared.victim.model, clean.images, clean.labels).model]
+        synchronise(device)
+
+    benchmark.group = f"{base.dataset}: harness"
+    benchmark.pedantic(run, rounds=2, warmup_rounds=1)
+    after = prepared.scorer.score(last[0])
+    shown = "one round" if rounds else f"{ibau.settings().rounds} rounds"
+    what = f"I-BAU, recipe {recipe}, {shown}" + ("" if recorded else ", kernel by kernel")
+    benchmark.extra_info.update(facts, kind="harness", what=what, images=None, acc=after.acc, asr=after.asr)
 
 
 @pytest.mark.parametrize("name", TRIGGERS)
