@@ -57,7 +57,7 @@ class AscentResult:
         """‖δ‖ in the ball's norm, a scalar; the largest of a bank."""
         if self.harm is None:
             return ball.norm(self.delta)
-        return torch.stack([ball.norm(one) for one in self.delta]).max()
+        return ball.norms(self.delta).max()
 
 
 def ascend(objectives: Sequence[Objective], theta: Theta, start: Tensor, ball: Ball, settings: Ascent) -> AscentResult:

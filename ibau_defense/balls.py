@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -55,6 +55,15 @@ class Ball(ABC):
     def tangent(self, delta: Tensor, gradient: Tensor) -> Tangent:
         """The tangent space at ``delta``, given the gradient ∇₁H there (same shape)."""
 
+    def norms(self, bank: Tensor) -> Tensor:
+        """(K, …) to (K,): the norm of each δ of a bank."""
+        return torch.stack([self.norm(delta) for delta in bank])
+
+    def project_each(self, bank: Tensor, radii: Tensor) -> Tensor:
+        """As ``project``, each δ of a bank (K, …) into a ball of this kind with its own radius, (K,)."""
+        balls = (replace(self, radius=radius) for radius in radii.tolist())
+        return torch.stack([ball.project(delta) for ball, delta in zip(balls, bank, strict=True)])
+
     def contains(self, delta: Tensor, tolerance: float = 1e-5) -> bool:
         """Whether ‖δ‖ ≤ radius · (1 + tolerance)."""
         return bool(self.norm(delta) <= self.radius * (1 + tolerance))
@@ -72,6 +81,13 @@ class L2Ball(Ball):
 
     def norm(self, delta: Tensor) -> Tensor:
         return delta.square().sum().sqrt()
+
+    def norms(self, bank: Tensor) -> Tensor:
+        return bank.flatten(1).square().sum(dim=1).sqrt()
+
+    def project_each(self, bank: Tensor, radii: Tensor) -> Tensor:
+        scale = radii / self.norms(bank).clamp(min=torch.finfo(bank.dtype).tiny)
+        return bank * _each(scale.clamp(max=1.0), bank)
 
     def project(self, delta: Tensor) -> Tensor:
         norm = self.norm(delta)
@@ -99,6 +115,13 @@ class LinfBall(Ball):
     def norm(self, delta: Tensor) -> Tensor:
         return delta.abs().max()
 
+    def norms(self, bank: Tensor) -> Tensor:
+        return bank.abs().flatten(1).amax(dim=1)
+
+    def project_each(self, bank: Tensor, radii: Tensor) -> Tensor:
+        bounds = _each(radii, bank)
+        return torch.minimum(torch.maximum(bank, -bounds), bounds)
+
     def project(self, delta: Tensor) -> Tensor:
         return delta.clamp(-self.radius, self.radius)
 
@@ -118,19 +141,22 @@ class L1Ball(Ball):
     def norm(self, delta: Tensor) -> Tensor:
         return delta.abs().sum()
 
+    def norms(self, bank: Tensor) -> Tensor:
+        return bank.abs().flatten(1).sum(dim=1)
+
     def project(self, delta: Tensor) -> Tensor:
-        if self.radius == float("inf"):
-            return delta
-        if self.radius == 0:  # the threshold below leaves rounding errors
-            return torch.zeros_like(delta)
-        flat = delta.abs().flatten()
-        ordered, _ = flat.sort(descending=True)
-        ranks = torch.arange(1, flat.numel() + 1, device=flat.device, dtype=flat.dtype)
-        thresholds = (ordered.cumsum(0) - self.radius) / ranks
-        last = (ordered > thresholds).to(flat.dtype).cumsum(0).argmax()
-        found = thresholds.index_select(0, last.view(1)).squeeze(0)  # thresholds[last] would make the host wait
-        threshold = torch.where(flat.sum() > self.radius, found, torch.zeros_like(found))
-        return delta.sign() * (delta.abs() - threshold.clamp(min=0)).clamp(min=0)
+        return self.project_each(delta[None], delta.new_full((1,), self.radius))[0]
+
+    def project_each(self, bank: Tensor, radii: Tensor) -> Tensor:
+        flat = bank.abs().flatten(1)
+        ordered, _ = flat.sort(dim=1, descending=True)
+        ranks = torch.arange(1, flat.shape[1] + 1, device=flat.device, dtype=flat.dtype)
+        thresholds = (ordered.cumsum(dim=1) - radii[:, None]) / ranks
+        last = (ordered > thresholds).to(flat.dtype).cumsum(dim=1).argmax(dim=1, keepdim=True)
+        outside = flat.sum(dim=1) > radii
+        threshold = torch.where(outside, thresholds.gather(1, last).squeeze(1).clamp(min=0), 0.0)
+        moved = bank.sign() * (bank.abs() - _each(threshold, bank)).clamp(min=0)
+        return moved * _each(radii > 0, bank)  # at a radius of 0 the threshold leaves rounding errors
 
     def tangent(self, delta: Tensor, gradient: Tensor) -> Tangent:
         """On a face the zeros stay zero and Σ sign(δᵢ) vᵢ = 0; the faces are flat, so λ = 0."""
@@ -141,6 +167,11 @@ class L1Ball(Ball):
         free = torch.where(active, (delta != 0).to(delta.dtype), torch.ones_like(delta))
         count = signs.abs().sum().clamp(min=1)
         return Tangent(lambda v: v * free - (v * signs).sum() / count * signs, zero)
+
+
+def _each(values: Tensor, bank: Tensor) -> Tensor:
+    """(K,) as (K, 1, …), of as many axes as ``bank``."""
+    return values.view(-1, *[1] * (bank.dim() - 1))
 
 
 BALLS: dict[str, type[Ball]] = {ball.name: ball for ball in (L2Ball, LinfBall, L1Ball)}

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from ibau_defense.ascent import AscentResult
 from ibau_defense.balls import Ball
@@ -74,14 +75,13 @@ class StepReport(Figures):
     ) -> StepReport:
         """Read everything off the device at once."""
         zero = torch.zeros_like(loss)
-        direct_square = sum((x.square().sum() for x in direct), zero)
-        implicit_square = sum((x.square().sum() for x in implicit or ()), zero)
+        direct_norm, implicit_norm = (get_total_norm(terms) if terms else zero for terms in (direct, implicit or ()))
         dot = sum(((x * y).sum() for x, y in zip(direct, implicit or (), strict=bool(implicit))), zero)
         trace = ascent.trace if ascent.trace.numel() else torch.full((1,), torch.nan, device=loss.device)
-        scalars = [loss, trace[0], trace[-1], ascent.norm(ball), direct_square, implicit_square, dot]
+        scalars = [loss, trace[0], trace[-1], ascent.norm(ball), direct_norm, implicit_norm, dot]
         values = torch.stack([x.detach().double() for x in scalars]).tolist()
         value, before, after, norm, a, b, ab = values
-        cosine = ab / (a * b) ** 0.5 if a > 0 and b > 0 else float("nan")
+        cosine = ab / (a * b) if a > 0 and b > 0 else float("nan")
         angle = (
             float(torch.rad2deg(torch.acos(torch.tensor(max(-1.0, min(1.0, cosine)))))) if cosine == cosine else cosine
         )
@@ -96,7 +96,7 @@ class StepReport(Figures):
             }
         return cls(
             loss=value, inner_before=before, inner_after=after, inner_status=ascent.status, delta_norm=norm,
-            direct_norm=a**0.5, implicit_norm=b**0.5, angle=angle, finite=finite, **outcome,
+            direct_norm=a, implicit_norm=b, angle=angle, finite=finite, **outcome,
         )  # fmt: skip
 
 

@@ -270,7 +270,11 @@ def ascend_from_many(
     whole = torch.tensor([window.whole for window in windows], device=device).view(-1, 1, 1, 1)
     delta = torch.zeros(len(windows), *shape, device=device, dtype=theta[0].dtype)
     balls = [type(ball)(window.share * ball.radius) if window.whole else ball for window in windows]
-    reach = torch.tensor([_reach(one, shape) for one in balls], device=device, dtype=delta.dtype).view(-1, 1, 1, 1)
+    radii, reach = (
+        torch.tensor(values, device=device, dtype=delta.dtype)
+        for values in ([one.radius for one in balls], [_reach(one, shape) for one in balls])
+    )
+    reach = reach.view(-1, 1, 1, 1)
     sound = torch.ones((), dtype=torch.bool, device=device)
     losses = []
     for _ in range(settings.steps):
@@ -281,7 +285,7 @@ def ascend_from_many(
         move = torch.where(whole, _far(gradient, reach, ball), settings.reach * gradient.sign()) / settings.steps
         climbing = (harm < enough).view(-1, 1, 1, 1)
         moved = (delta + move * climbing).clamp(-1.0, 1.0)
-        moved = torch.stack([one.project(point) for one, point in zip(balls, moved, strict=True)])
+        moved = ball.project_each(moved, radii)
         sound = sound & gradient.isfinite().all() & moved.isfinite().all()
         delta = torch.where(sound, moved, delta)
     harm, _ = _climb(network, *(look or draw)(len(windows) * each), delta, theta, clip, micro_batch, ranks, look=True)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ibau_defense import BALLS, L1Ball, L2Ball, LinfBall
+from ibau_defense.balls import Ball
 
 SHAPES = st.sampled_from([(1, 1, 1), (3, 4, 4), (1, 2, 5)])
 
@@ -74,3 +75,23 @@ def test_l1_face_keeps_zeros_and_the_norm() -> None:
     moved = L1Ball(1.0).tangent(delta, delta.sign()).project(torch.tensor([1.0, 2.0, 3.0]))
     assert moved[2] == 0
     assert float((moved * delta.sign()).sum()) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", list(BALLS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_bank_is_projected_and_measured_as_its_members(name: str, dtype: torch.dtype) -> None:
+    """Each by its own radius: inside, on the way out, far out, on a ball that is a point, on one without a bound."""
+    radii = [2.0, 0.7, 0.01, 0.0, float("inf"), 1.0]
+    bank = torch.randn(6, 3, 4, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    bank[5] = 0
+    found, plain = (
+        kind(BALLS[name](1.0), bank, torch.tensor(radii, dtype=dtype))
+        for kind in (BALLS[name].project_each, Ball.project_each)
+    )
+    norms = BALLS[name](1.0).norms(bank)
+    for delta, radius, one, other, norm in zip(bank, radii, found, plain, norms, strict=True):
+        expected = BALLS[name](radius).project(delta)
+        assert torch.allclose(one, expected, rtol=1e-6, atol=1e-9)
+        assert torch.allclose(other, expected, rtol=1e-6, atol=1e-9)
+        assert torch.allclose(norm, BALLS[name](radius).norm(delta))
+    assert torch.equal(Ball.norms(BALLS[name](1.0), bank[:1])[0], BALLS[name](1.0).norm(bank[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """The folder of ``--benchmark-json`` is there and can be written to: the file itself is opened at the very end."""
     path = config.getoption("benchmark_json", None)
     try:
-        if path is not None:
-            check_writable(path.absolute().parent, "--benchmark-json")
+        if path is not None:  # a file that is open already, before pytest-benchmark 5.3
+            check_writable(Path(getattr(path, "name", path)).absolute().parent, "--benchmark-json")
     except UserError as error:
         raise pytest.UsageError(str(error)) from None
 
@@ -69,7 +70,9 @@ def runner(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
     torch.set_num_threads(pytestconfig.getoption("bench_threads"))
     keep_freed_pages()
     cache = pytestconfig.getoption("bench_cache") or tmp_path_factory.mktemp("timing")
-    return CellRunner(pytestconfig.getoption("bench_data_root"), cache, device, commit())
+    made = CellRunner(pytestconfig.getoption("bench_data_root"), cache, device, commit())
+    gc.freeze()
+    return made
 
 
 @pytest.fixture(scope="session")
