@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cells import Cell
-from bench.cluster import local_grant
+from bench.cluster import Grant, local_grant
 from bench.estimate import Estimate, Pace, earlier
 from bench.phases import Phase
 from bench.preflight import Checked
 from bench.progress import duration
+from bench.records import Record
 from bench.spec import SweepPlan
 from bench.titles import told_apart
 
@@ -36,8 +37,8 @@ def lines(
     ``left`` are the cells without a record, ``stages`` the same as they run one after the other, ``victims`` those
     still to be trained. Raises ``UserError``, before the first line, where this machine has no room for a cell.
     """
-    workers = _workers(stages, options) if left else []
-    records = earlier(dict.fromkeys((options.out, COMMITTED)))
+    grants = _grants(stages, options) if left else []
+    records, origin = _earlier(options, any(grant.gpu for grant in grants) if grants else None)
     pace = Pace(records, checked)
     if plan.parts:
         yield from _parts(plan, left)
@@ -49,7 +50,7 @@ def lines(
             " times can be compared; --set resources.alone=false gives them company"
         )
     totals = [pace.total(one.cells, victims if one is stages[0] else []) for one in stages]
-    yield _estimate(totals, workers, len(records))
+    yield _estimate(totals, [grant.workers for grant in grants], f"{len(records)} earlier records{origin}")
 
 
 def _parts(plan: SweepPlan, left: Sequence[Cell]) -> Iterator[str]:
@@ -81,7 +82,19 @@ def _victims(left: Sequence[Cell], missing: Sequence[Cell], pace: Pace) -> Itera
         yield f"  {title} ({state}{told}): {listed or 'a trigger is fitted to it'}"
 
 
-def _estimate(totals: Sequence[Estimate], workers: Sequence[int], records: int) -> str:
+def _earlier(options: Options, gpu: bool | None) -> tuple[list[Record], str]:
+    """Records of the kind of device that the sweep would run on, where there are any, and what is said of them."""
+    folders = dict.fromkeys((options.out, COMMITTED))
+    if gpu is None:
+        return earlier(folders), ""
+    alike = earlier(folders, gpu=gpu)
+    here, there = ("a GPU", "CPUs") if gpu else ("a CPU", "GPUs")
+    if alike or not (others := earlier(folders)):
+        return alike, f" on {here}"
+    return others, f" on {there}, since none is on {here}"
+
+
+def _estimate(totals: Sequence[Estimate], workers: Sequence[int], records: str) -> str:
     """Of phases that run one after the other, each on as many workers; without any, of one worker."""
     spans = [total.seconds / count for total, count in zip(totals, workers or [1] * len(totals), strict=True)]
     if not any(spans):
@@ -90,14 +103,11 @@ def _estimate(totals: Sequence[Estimate], workers: Sequence[int], records: int) 
     rest = f"; {unknown} jobs of a kind that no record tells of are left out" if unknown else ""
     where = " and then ".join(f"{count} worker(s)" for count in workers)
     where = where or "one worker (how many the cluster has is not known before it is joined)"
-    return (
-        f"estimate: {duration(sum(spans))} on {where}, from {records} earlier records,"
-        f" whatever machine they come from{rest}"
-    )
+    return f"estimate: {duration(sum(spans))} on {where}, from {records}, whatever machine they come from{rest}"
 
 
-def _workers(stages: Sequence[Phase], options: Options) -> list[int]:
-    """How many cells of each stage run at once, by what the engine grants here; none where a cluster is joined."""
+def _grants(stages: Sequence[Phase], options: Options) -> list[Grant]:
+    """What the engine grants the cells of each stage here; none where a cluster is joined."""
     if options.address:
         return []
-    return [local_grant(one.resources, options.max_concurrent).workers for one in stages]
+    return [local_grant(one.resources, options.max_concurrent) for one in stages]

@@ -12,6 +12,7 @@ from adapters import defenses
 from adapters.errors import UserError
 from bench.cells import Cell, content_hash
 from bench.preflight import Checked
+from bench.provenance import is_gpu
 from bench.records import Record, RecordStore
 from bench.scoring import TRACE_IMAGES
 
@@ -99,12 +100,21 @@ def _gets_training_data(cell: Cell) -> bool:
     return defenses.DEFENSES[cell.defense["name"]].needs_training_data
 
 
-def earlier(folders: Iterable[Path]) -> list[Record]:
-    """The records of every results folder directly under ``folders``; one that cannot be read is passed over."""
+def earlier(folders: Iterable[Path], *, gpu: bool | None = None) -> list[Record]:
+    """The records of every results folder directly under ``folders``; one that cannot be read is passed over.
+
+    ``gpu``: without those computed on a CPU, or without those computed on a GPU; None: all. Of a cell recorded twice,
+    the last.
+    """
     found: dict[str, Record] = {}
     for path in sorted(path for folder in folders for path in folder.glob("*/records.jsonl")):
         try:
-            found |= {record.id: record for record in RecordStore(path.parent).read()}
+            read = RecordStore(path.parent).read()
         except UserError:
             continue
+        found |= {record.id: record for record in read if None in (gpu, kind := _on_gpu(record)) or gpu == kind}
     return list(found.values())
+
+
+def _on_gpu(record: Record) -> bool | None:
+    return is_gpu(record.provenance.device) if record.provenance else None

@@ -132,7 +132,7 @@ class Session:
             resources, line = gpu_share.resolved(
                 part.resources,
                 part.cells or part.ahead,
-                (self._store.read, lambda: earlier(dict.fromkeys((self._options.out, dry_run.COMMITTED)))),
+                (self._store.read, lambda: earlier(dict.fromkeys((self._options.out, dry_run.COMMITTED)), gpu=True)),
                 gpu_share.memory_here(),
             )
             if line and (torch.cuda.is_available() or self._options.address):

@@ -17,6 +17,7 @@ from bench.phases import Phase
 from bench.preflight import Checked
 from bench.records import Record, RecordStore, VictimFigures
 from bench.spec import Resources
+from bench.timing.scale import MADE_BY
 
 CHECKED = Checked(
     {}, {"digits": (3, 32, 32)}, {("digits", "simplified_vgg"): 10.0, ("digits", "wide"): 40.0}, {"digits": (900, 400)}
@@ -91,6 +92,25 @@ def test_records_of_every_folder_are_found_and_unreadable_ones_passed_over(tmp_p
     assert {one.id for one in estimate.earlier([tmp_path])} == {record("none").id, record("ibau").id}
 
 
+def test_records_are_those_of_the_kind_of_device_where_there_are_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cell recorded on both is found on either; a record that tells of no device counts as both."""
+    monkeypatch.setattr(dry_run, "COMMITTED", tmp_path)
+    options = sweep.parse(["x.yaml", "--out", str(tmp_path / "none")])
+    made = {"cpu": MADE_BY.model_copy(update={"device": "AMD EPYC (2 CPUs)"}), "gpu": MADE_BY}
+    assert dry_run._earlier(options, True) == ([], " on a GPU")
+    RecordStore(tmp_path / "b").append(record("ibau").model_copy(update={"provenance": made["cpu"]}))
+    assert dry_run._earlier(options, True)[1] == " on CPUs, since none is on a GPU"
+    RecordStore(tmp_path / "a").append(record("ibau").model_copy(update={"provenance": made["gpu"]}))
+    RecordStore(tmp_path / "a").append(record("none"))
+    for gpu, kind, told in ((True, "gpu", " on a GPU"), (False, "cpu", " on a CPU")):
+        found, origin = dry_run._earlier(options, gpu)
+        assert origin == told
+        assert {one.cell.defense["name"]: one.provenance for one in found} == {"ibau": made[kind], "none": None}
+    assert len(dry_run._earlier(options, None)[0]) == 2
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tiny_sweep.write_images(tmp_path / "data")
@@ -136,7 +156,9 @@ def test_a_dry_run_tells_of_cells_that_run_alone(place: Path, capsys: pytest.Cap
 
 
 def test_an_estimate_adds_what_runs_one_after_the_other() -> None:
-    told = dry_run._estimate([estimate.Estimate(60.0, 1), estimate.Estimate(30.0, 2)], [2, 1], 9)
+    told = dry_run._estimate(
+        [estimate.Estimate(60.0, 1), estimate.Estimate(30.0, 2)], [2, 1], "9 earlier records on a CPU"
+    )
     assert told.startswith("estimate: 1:00 on 2 worker(s) and then 1 worker(s), from 9 earlier records")
     assert "; 3 jobs of a kind that no record tells of are left out" in told
 
@@ -160,9 +182,11 @@ def test_an_estimate_counts_the_workers_that_the_engine_grants(
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)), raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     stages = [Phase([], Resources(**resources), [])]
-    assert dry_run._workers(stages, sweep.parse(["x.yaml"])) == [workers]
-    assert dry_run._workers(stages, sweep.parse(["x.yaml", "--max-concurrent", "1"])) == [1]
-    assert dry_run._workers(stages, sweep.parse(["x.yaml", "--address", "host:6379"])) == []
+    for given, count in (([], workers), (["--max-concurrent", "1"], 1)):
+        (grant,) = dry_run._grants(stages, sweep.parse(["x.yaml", *given]))
+        assert grant.workers == count
+        assert (grant.gpu > 0) == (gpus > 0 and resources.get("gpu", 1) > 0)
+    assert dry_run._grants(stages, sweep.parse(["x.yaml", "--address", "host:6379"])) == []
 
 
 def test_a_dry_run_refuses_what_this_machine_has_no_room_for(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
