@@ -157,6 +157,31 @@ def test_documents_get_table_6_from_records_too(tmp_path: Path) -> None:
     assert "| 15.0 (1 cell) |" in found
 
 
+@pytest.mark.parametrize(
+    ("ceilings", "told"),
+    [
+        (
+            {"copied": 2.9134e12, "multiplied": {"float32": 50.7e12, "bfloat16": 747.4e12}},
+            " The device itself, in the same run: 2,913 GB/s, read and written, in a copy; 747 Tflop/s in bfloat16 and"
+            " 51 Tflop/s in float32, in products of square matrices.",
+        ),
+        (
+            {"copied": 4.6e9, "multiplied": {"float32": 0.106e12}},
+            " The device itself, in the same run: 4.6 GB/s, read and written, in a copy; 0.11 Tflop/s in float32, in"
+            " products of square matrices.",
+        ),
+        ({"copied": None, "multiplied": {"float32": 1e12}}, ""),
+        ({"copied": 1e9, "multiplied": {"float32": "fast"}}, ""),
+        ("none", ""),
+        (None, ""),
+    ],
+)
+def test_what_the_device_reached_in_a_copy_and_in_products_is_told(tmp_path: Path, ceilings: Any, told: str) -> None:
+    info = {} if ceilings is None else {"ceilings": ceilings}
+    write(tmp_path, HARNESS, benchmark(1.0, "digits: harness", kind="harness", what="scoring", images=10, **info))
+    assert timings.table(tmp_path, "harness").rstrip().endswith(f"commit c0ffee1.{told}")
+
+
 @pytest.mark.parametrize("folder", ["nowhere", "empty", "other"])
 def test_a_table_without_timings_says_so(tmp_path: Path, folder: str) -> None:
     (tmp_path / "empty").mkdir()

@@ -200,4 +200,22 @@ def _source(timings: Sequence[Timing]) -> str:
     busy = f"; load {min(loads):.1f}–{max(loads):.1f} of 1 for each CPU" if loads else ""
     where = f"{first.get('device')}, {first.get('threads')} thread(s)"
     text = f"{len(timings)} timings on {where}{busy}; {', '.join(versions)}; commit {', '.join(commits)}."
-    return markdown.escape(f"Medians, the middle half in parentheses. {text}")
+    return markdown.escape(f"Medians, the middle half in parentheses. {text}{_ceilings(timings)}")
+
+
+def _ceilings(timings: Sequence[Timing]) -> str:
+    """What the device reached in a large copy and in large products, in the run of ``timings``."""
+    found = next((one for timing in timings if isinstance(one := timing.info.get("ceilings"), dict)), {})
+    copied, products = number(found.get("copied")), found.get("multiplied")
+    rates = {name: number(rate) for name, rate in products.items()} if isinstance(products, dict) else {}
+    told = [f"{_short(rate / 1e12)} Tflop/s in {name}" for name, rate in sorted(rates.items()) if rate]
+    if not copied or not told:
+        return ""
+    return (
+        f" The device itself, in the same run: {_short(copied / 1e9)} GB/s, read and written, in a copy;"
+        f" {' and '.join(told)}, in products of square matrices."
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
