@@ -170,6 +170,13 @@ def test_nothing_is_recorded_on_the_cpu() -> None:
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
+def on_cuda() -> tuple[torch.device, Graphs]:
+    device = torch.device("cuda")
+    graphs = graphs_for(device, Precision(None, tf32=False))
+    assert graphs is not None
+    return device, graphs
+
+
 @pytest.mark.cuda
 @needs_cuda
 @pytest.mark.parametrize("recipe", list(rank_cases.RECIPES))
@@ -191,9 +198,7 @@ def test_cuda_graphs_leave_the_result_within_the_tolerance(recipe: str, stream: 
 @pytest.mark.cuda
 @needs_cuda
 def test_cuda_passes_and_products_are_captured_not_refused(caplog: pytest.LogCaptureFixture) -> None:
-    device = torch.device("cuda")
-    graphs = graphs_for(device, Precision(None, tf32=False))
-    assert graphs is not None
+    device, graphs = on_cuda()
     images, labels = (x.to(device) for x in rank_cases.clean_set(10, torch.float32))
     network = Network(rank_cases.tiny(torch.float32).to(device))
     network.graphs = graphs
@@ -209,9 +214,7 @@ def test_cuda_passes_and_products_are_captured_not_refused(caplog: pytest.LogCap
 @pytest.mark.cuda
 @needs_cuda
 def test_after_a_failed_capture_the_device_draws_and_captures_again(caplog: pytest.LogCaptureFixture) -> None:
-    device = torch.device("cuda")
-    graphs = graphs_for(device, Precision(None, tf32=False))
-    assert graphs is not None
+    device, graphs = on_cuda()
     x = torch.ones(5, device=device)
     for _ in range(3):
         graphs.run("reads on the host", lambda x: [x * float(x.sum())], (x,))
