@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -19,15 +20,16 @@ Work = Callable[..., Sequence[Tensor]]
 """Adds to the gradients and returns what the caller wants to know, detached, such as the loss."""
 
 AFTER = 20
-"""Steps of one shape in a row before it is recorded: recording takes about as long as some tens of plain ones."""
+"""Plain steps of one shape before it is recorded: recording takes about as long as some tens of them."""
 
 
 class TrainingStep:
     """Calling it sets the gradients of ``parameters`` to what ``work`` adds to them, and returns what ``work`` returns.
 
     A small network on a GPU spends a training step on launching kernels. There a step whose shapes have come ``AFTER``
-    times in a row is captured as a CUDA graph and launched as a whole from then on; one of another shape, such as the
-    last mini-batch of an epoch, runs plainly. On the CPU every step does.
+    times is captured as a CUDA graph and launched as a whole from then on; one of another shape, such as the last
+    mini-batch of an epoch, runs plainly, until it has come as often in a row and takes the other's place. On the CPU
+    every step runs plainly.
 
     ``work`` may not read values on the host. What it changes besides the gradients, such as BatchNorm's statistics, it
     changes in place; random numbers are the device's global generator's, fresh in every replay. A step cannot be done
@@ -55,6 +57,7 @@ class TrainingStep:
         self.recorder = CudaRecorder(device) if wanted else recorder
         self.replays = 0
         self._entry: _Entry | None = None
+        self._counts: Counter[Hashable] = Counter()
         self._row: tuple[Hashable, int] = (None, 0)
         self._refused: set[Hashable] = set()
         self._images = (0, 0)
@@ -72,10 +75,12 @@ class TrainingStep:
         return self._replay(entry, inputs)
 
     def _is_due(self, key: Hashable) -> bool:
-        last, count = self._row
-        self._row = key, count + 1 if key == last else 1
-        known = self._entry is not None and self._entry.key == key
-        return not known and key not in self._refused and self._row[1] > AFTER
+        last, row = self._row
+        self._row = key, row + 1 if key == last else 1
+        self._counts[key] += 1
+        if self._entry is None:
+            return key not in self._refused and self._counts[key] > AFTER
+        return key not in self._refused and key != self._entry.key and self._row[1] > AFTER
 
     def _plainly(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         if self._entry is None:
