@@ -6,7 +6,7 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import pytest
 import tiny_sweep
@@ -276,19 +276,21 @@ def test_the_timing_of_training_tells_of_the_model_that_it_trained(
     before = replace(prepared.before, acc=0.123, asr=0.456)
     prepares: Any = SimpleNamespace(prepare=lambda one: prepared._replace(before=before))
     benchmark, ceilings = FakeBenchmark(), Ceilings(1.0, {"float32": 1.0, "bfloat16": 1.0})
-    test_harness.test_training(benchmark, cell, prepares, CPU, {}, ceilings)
+    test_harness.test_training(benchmark, cell, True, prepares, CPU, {}, ceilings)
     after = prepared.scorer.score(*benchmark.given)
     assert (benchmark.extra_info["acc"], benchmark.extra_info["asr"]) == (after.acc, after.asr)
 
 
 def test_the_folder_of_the_json_is_made_at_the_start(tmp_path: Path) -> None:
-    def configure(path: Path | None) -> None:
+    def configure(path: Path | IO[bytes] | None) -> None:
         conftest.pytest_configure(SimpleNamespace(getoption=lambda *given: path))  # type: ignore[arg-type]
 
     configure(None)
     configure(tmp_path / "new" / "deep" / "digits.json")
     assert (tmp_path / "new" / "deep").is_dir()
     (tmp_path / "file").touch()
+    with (tmp_path / "file").open("wb") as opened:  # as pytest-benchmark before 5.3 hands it over
+        configure(opened)
     with pytest.raises(pytest.UsageError, match=r"^--benchmark-json: cannot write to .*file") as caught:
         configure(tmp_path / "file" / "digits.json")
     assert "\n" not in str(caught.value)

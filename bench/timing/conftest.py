@@ -34,8 +34,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """The folder of ``--benchmark-json`` is there and can be written to: the file itself is opened at the very end."""
     path = config.getoption("benchmark_json", None)
     try:
-        if path is not None:  # a file that is open already, before pytest-benchmark 5.3
-            check_writable(Path(getattr(path, "name", path)).absolute().parent, "--benchmark-json")
+        if path is not None:  # before pytest-benchmark 5.3 a file that is open already
+            path = path if isinstance(path, Path) else Path(path.name)
+            check_writable(path.absolute().parent, "--benchmark-json")
     except UserError as error:
         raise pytest.UsageError(str(error)) from None
 
