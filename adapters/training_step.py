@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from adapters.protocols import PassCounter
-from ibau_defense.graphs import CudaRecorder, Recorder, Recording, why
+from ibau_defense.graphs import CudaRecorder, Recorder, Recording, shapes, silent, why
 
 LOGGER = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ class TrainingStep:
         """``inputs``: tensors alone, and all that differs from step to step."""
         if self.recorder is None:
             return self._plainly(inputs)
-        key = tuple((tuple(one.shape), one.dtype, one.stride()) for one in inputs)
+        key = shapes(inputs)
         if self._is_due(key):
             self._entry = self._recorded(self.recorder, key, inputs)
         entry = self._entry
@@ -95,7 +94,7 @@ class TrainingStep:
     def _replay(self, entry: _Entry, inputs: Sequence[Tensor]) -> list[Tensor]:
         for buffer, value in zip(entry.inputs, inputs, strict=True):
             buffer.copy_(value)
-        with self._silent():
+        with silent(self.tally):
             entry.recording.replay()
         self.replays += 1
         self.tally.add(*entry.images)
@@ -106,7 +105,7 @@ class TrainingStep:
         self._entry = None  # and its memory is free before the next one takes any
         self._drop_gradients()
         try:
-            with self._silent():
+            with silent(self.tally):
                 recording, results = recorder.record(lambda: self.work(*buffers))
         except RuntimeError as error:  # torch's own of a capture, out of memory among them
             self._refused.add(key)
@@ -118,15 +117,6 @@ class TrainingStep:
     def _drop_gradients(self) -> None:
         for one in self.parameters:
             one.grad = None
-
-    @contextmanager
-    def _silent(self) -> Iterator[None]:
-        """Inside, the tally's hooks count nothing."""
-        before, self.tally.enabled = self.tally.enabled, False
-        try:
-            yield
-        finally:
-            self.tally.enabled = before
 
 
 class _Entry(NamedTuple):

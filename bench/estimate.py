@@ -112,9 +112,9 @@ def earlier(folders: Iterable[Path], *, gpu: bool | None = None) -> list[Record]
             read = RecordStore(path.parent).read()
         except UserError:
             continue
-        found |= {record.id: record for record in read if None in (gpu, kind := _on_gpu(record)) or gpu == kind}
+        found |= {record.id: record for record in read if gpu is None or _may_be_of(record, gpu)}
     return list(found.values())
 
 
-def _on_gpu(record: Record) -> bool | None:
-    return is_gpu(record.provenance.device) if record.provenance else None
+def _may_be_of(record: Record, gpu: bool) -> bool:
+    return record.provenance is None or is_gpu(record.provenance.device) == gpu

@@ -156,7 +156,7 @@ class L1Ball(Ball):
         outside = flat.sum(dim=1) > radii
         threshold = torch.where(outside, thresholds.gather(1, last).squeeze(1).clamp(min=0), 0.0)
         moved = bank.sign() * (bank.abs() - _each(threshold, bank)).clamp(min=0)
-        return moved * _each(radii > 0, bank)  # at a radius of 0 the threshold leaves rounding errors
+        return torch.where(_each(radii > 0, bank), moved, 0.0)  # at a radius of 0 the threshold leaves rounding errors
 
     def tangent(self, delta: Tensor, gradient: Tensor) -> Tangent:
         """On a face the zeros stay zero and Σ sign(δᵢ) vᵢ = 0; the faces are flat, so λ = 0."""

@@ -197,7 +197,7 @@ class Graphs:
             if not self._due(key):
                 return None
             ones = torch.ones_like(like)
-            with self._silent():
+            with silent(self.tally):
                 whole = build(*inputs)
                 plain = {which: list(product(whole, ones)) for which, product in products.items()}
 
@@ -230,7 +230,7 @@ class Graphs:
 
     def _replay(self, entry: _Entry, which: str) -> list[Tensor]:
         self.replays += 1
-        with self._whole(), self._silent():
+        with self._whole(), silent(self.tally):
             found = entry.replay(which)
         if self.tally is not None:
             self.tally.add(*entry.images.get(which, (0, 0)))
@@ -239,18 +239,6 @@ class Graphs:
     def _entry(self, inputs: Sequence[Tensor], fixed: Sequence[Tensor], images: Mapping[str, Images]) -> _Entry:
         buffers = [one.detach().clone(memory_format=torch.preserve_format) for one in inputs]
         return _Entry(buffers, fixed, images=images)
-
-    @contextmanager
-    def _silent(self) -> Iterator[None]:
-        """Inside, the tally's hooks count nothing."""
-        if self.tally is None:
-            yield
-            return
-        before, self.tally.enabled = self.tally.enabled, False
-        try:
-            yield
-        finally:
-            self.tally.enabled = before
 
     @contextmanager
     def _whole(self, whole: bool = True) -> Iterator[None]:
@@ -286,7 +274,7 @@ class Graphs:
         if not all(bool(one.isfinite().all()) for found in plain.values() for one in found if one.is_floating_point()):
             return  # nothing to compare with; the next time will do
         try:
-            with self._whole(), self._silent():
+            with self._whole(), silent(self.tally):
                 for _ in range(WARM_UP):
                     self.recorder.aside(lambda: [work(entry) for work in works.values()])
                 for which, work in works.items():
@@ -306,6 +294,19 @@ class Graphs:
                 raise ValueError(f"the replay of {which} is off by {off:g} where the largest entry is {scale:g}")
 
 
+@contextmanager
+def silent(tally: Tally | None) -> Iterator[None]:
+    """Inside, the hooks of ``tally``, if there is one, count nothing."""
+    if tally is None:
+        yield
+        return
+    before, tally.enabled = tally.enabled, False
+    try:
+        yield
+    finally:
+        tally.enabled = before
+
+
 def why(error: BaseException) -> str:
     """One line: ``error``, and the one it came of, since where an operation breaks a capture the capture fails too."""
     first: BaseException = error
@@ -322,5 +323,9 @@ def _given(vector: Tensor | None) -> Tensor:
 
 
 def _key(name: Hashable, inputs: Sequence[Tensor], fixed: Sequence[Tensor]) -> Hashable:
-    shapes = tuple((tuple(one.shape), one.dtype, one.stride()) for one in inputs)
-    return name, shapes, tuple((one.data_ptr(), tuple(one.shape), one.stride()) for one in fixed)
+    return name, shapes(inputs), tuple((one.data_ptr(), tuple(one.shape), one.stride()) for one in fixed)
+
+
+def shapes(inputs: Sequence[Tensor]) -> Hashable:
+    """What work on other ``inputs`` must have in common with a recording of it: shapes, dtypes and strides."""
+    return tuple((tuple(one.shape), one.dtype, one.stride()) for one in inputs)
