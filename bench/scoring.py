@@ -148,11 +148,13 @@ class Scorer:
         """Raises ``UserError`` if some attack has no scoring image outside its target class."""
         self.device, self.attacks, self._dtype = device, tuple(attacks), torch.float32
         self.names = tuple(trigger.name for trigger, _ in attacks)
-        labels = data.test.labels[split.scoring_indices]
-        images = data.test.images[split.scoring_indices]
-        counted = [mapping.is_poisonable(labels) for _, mapping in attacks]
-        self._counted = torch.stack(counted) if counted else torch.zeros(0, len(labels), dtype=torch.bool)
-        for name, one in zip(self.names, counted, strict=True):
+        self.index, self.test_size = split.scoring_indices, len(data.test.labels)
+        """Which of the ``test_size`` test images are scored: (N,) int64."""
+        labels, images = data.test.labels[self.index], data.test.images[self.index]
+        everywhere = [mapping.is_poisonable(data.test.labels) for _, mapping in attacks]
+        counted = torch.stack(everywhere) if everywhere else torch.zeros(0, self.test_size, dtype=torch.bool)
+        self._counted = counted[:, self.index]
+        for name, one in zip(self.names, self._counted, strict=True):
             if not bool(one.any()):
                 raise UserError(
                     f"cell.target: none of the {len(labels)} scoring images of {data.name!r} lies outside the target"
@@ -160,7 +162,8 @@ class Scorer:
                 )
         versions = [getattr(trigger, "digest", "") for trigger, _ in attacks]  # of optimised triggers
         named = [f"{name} {digest}".strip() for name, digest in zip(self.names, versions, strict=True)]
-        self.identity = _identity(images, labels, named, self._counted)
+        self.identity = _identity(data.test, named, counted)
+        """Of what an image's outcome depends on besides the model; the same for every split of a test set."""
         self.images, self.labels = images.to(device), labels.to(device)
 
     def sample(self, count: int, dtype: torch.dtype = torch.float32) -> tuple[Scorer, Tensor]:
@@ -176,13 +179,17 @@ class Scorer:
         sizes = torch.bincount(labels)
         place[order] = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[order]]
         index = (place % -(-len(labels) // count) == 0).nonzero().squeeze(1)
-        part = copy.copy(self)
-        part._dtype = dtype
-        part._counted = self._counted[:, index]
-        part.images, part.labels = self.images[index.to(self.device)], self.labels[index.to(self.device)]
-        if len(index) < len(labels) or dtype is not self._dtype:
-            part.identity = f"{self.identity} of {len(index)} in {dtype}"
+        part = self.part(index)
+        if dtype is not self._dtype:
+            part._dtype, part.identity = dtype, f"{self.identity} in {dtype}"
         return part, index
+
+    def part(self, places: Tensor) -> Scorer:
+        """A scorer of those images alone that are at ``places``, (n,) int64, among this one's."""
+        part = copy.copy(self)
+        part.index, part._counted = self.index[places], self._counted[:, places]
+        part.images, part.labels = self.images[places.to(self.device)], self.labels[places.to(self.device)]
+        return part
 
     def score(self, model: nn.Module) -> Scores:
         """Score ``model`` in evaluation mode, and in float32 unless this is a ``sample``; its own mode is restored."""
@@ -322,8 +329,8 @@ def fingerprint(data: LabelledImages) -> str:
     return total.hexdigest()[:16]
 
 
-def _identity(images: Tensor, labels: Tensor, names: Sequence[str], counted: Tensor) -> str:
-    """What a score depends on besides the model: the images, and the triggers with the classes they count."""
-    parts = [str(SCORING_VERSION), fingerprint(LabelledImages(images, labels)), *names]
+def _identity(test: LabelledImages, names: Sequence[str], counted: Tensor) -> str:
+    """What an outcome depends on besides the model: the image, and the triggers with the classes they count."""
+    parts = [str(SCORING_VERSION), fingerprint(test), *names]
     text = "|".join(parts).encode() + counted.numpy().tobytes()
     return hashlib.sha256(text).hexdigest()[:16]

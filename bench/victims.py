@@ -18,9 +18,10 @@ from adapters.attacks import AdversarialPerturbation
 from adapters.errors import UserError
 from adapters.protocols import ImageTensors, LabelMap, Trigger
 from bench import victim_files as files
-from bench.cells import NOT_OF_THE_VICTIM, SCHEMA_VERSION, Cell, Target
+from bench.cells import NOT_OF_THE_VICTIM, SCHEMA_VERSION, Cell, Target, content_hash
+from bench.kept_scores import ScoreStore
 from bench.provenance import device_name
-from bench.scoring import Outcomes, Scorer, Scores, fingerprint
+from bench.scoring import Scorer, Scores, fingerprint
 from bench.seeds import derive_seed
 from bench.training import seeded, train
 from bench.triggers import Attack, TriggerStore, attack_hash, cell_attacks, clean_cell
@@ -45,6 +46,11 @@ class Victim:
         training = self.meta.get("training")
         return None if training is None else float(training["seconds"])
 
+    @property
+    def scored_as(self) -> str:
+        """Under which name its scores are kept: its id, but that a checkpoint is one model in every repetition."""
+        return str(self.meta.get("scored_as", self.id))
+
 
 class VictimStore:
     """The victims under ``cache_dir/victims``, shared by every process and machine that sees the folder.
@@ -55,6 +61,7 @@ class VictimStore:
 
     def __init__(self, cache_dir: Path) -> None:
         self.folder = Path(cache_dir) / "victims"
+        self._scores = ScoreStore(self.folder)
         self._triggers = TriggerStore(cache_dir, self.get_or_train)
         self.attacking = self._triggers.fitting
         """Runs while a trigger is fitted to a clean model, and while a victim's training images are poisoned."""
@@ -119,25 +126,8 @@ class VictimStore:
             return self._train(cell, data, device, used, holder.progress)
 
     def scores(self, victim: Victim, scorer: Scorer) -> Scores:
-        """The victim's own scores, computed once for each scoring set and kept beside it."""
-        path = self.folder / f"{victim.id}.scores.json"
-        outcomes = _kept_outcomes(path, victim, scorer)
-        if outcomes is None:
-            try:
-                outcomes = self._score(path, victim, scorer)
-            except OSError as error:  # a cache that is full, or may only be read
-                logger.warning("scores of victim %s are not kept: %s", victim.id, error)
-                outcomes = scorer.outcomes(victim.model)
-        return Scores.of(outcomes, scorer.names)
-
-    def _score(self, path: Path, victim: Victim, scorer: Scorer) -> Outcomes:
-        with files.locked(path.with_suffix(".lock"), f"scores of victim {victim.id}"):
-            outcomes = _kept_outcomes(path, victim, scorer)
-            if outcomes is None:
-                outcomes = scorer.outcomes(victim.model)
-                kept = {**_kept(path, victim), scorer.identity: outcomes.pack()}
-                files.write_sealed(path, {"sha256": victim.meta["sha256"], "outcomes": kept})
-            return outcomes
+        """The victim's own scores: on each test image it is scored once, and that is kept beside it."""
+        return self._scores.scores(victim.scored_as, victim.meta["sha256"], victim.model, scorer)
 
     def _file(self, cell: Cell, suffix: str) -> Path:
         return self.folder / f"{cell.victim_id}.{suffix}"
@@ -153,7 +143,8 @@ class VictimStore:
                 f"cell.victim.checkpoint: {path} has SHA-256 {sha256[:12]}…, and had {cell.victim.digest[:12]}… when"
                 " the sweep was planned; expected a file that stays as it is"
             )
-        meta = {"checkpoint": str(path), "sha256": sha256}
+        scored_as = content_hash({"scores_of": sha256, "model": cell.model})
+        meta = {"checkpoint": str(path), "sha256": sha256, "scored_as": scored_as}
         return Victim(cell.victim_id, _ready(model, device), meta)
 
     def _read(self, cell: Cell, data: ImageTensors, device: torch.device, used: tuple[Attack, ...]) -> Victim:
@@ -242,25 +233,3 @@ def new_model(cell: Cell, data: ImageTensors) -> nn.Module:
 
 def _ready(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
-
-
-def _kept(path: Path, victim: Victim) -> dict[str, Any]:
-    """The outcomes kept for ``victim``; none if the file is absent, damaged, or of an earlier build of it."""
-    try:
-        tree = files.read_sealed(path)
-    except FileNotFoundError:
-        return {}
-    except files.DamagedVictimError as damage:
-        logger.warning("scores of victim %s are computed again: %s", victim.id, damage)
-        return {}
-    kept = tree.get("outcomes")
-    return kept if tree.get("sha256") == victim.meta["sha256"] and isinstance(kept, dict) else {}
-
-
-def _kept_outcomes(path: Path, victim: Victim, scorer: Scorer) -> Outcomes | None:
-    packed = _kept(path, victim).get(scorer.identity)
-    try:
-        return None if packed is None else Outcomes.unpack(packed)
-    except (ValueError, KeyError, TypeError) as damage:
-        logger.warning("scores of victim %s are computed again: %s", victim.id, damage)
-        return None

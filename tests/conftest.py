@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from torch import nn
+
+from bench.scoring import Outcomes, Scorer
 
 settings.register_profile("no_clock", deadline=None)  # no test measures time, nor fails for want of it
 settings.register_profile(
@@ -33,3 +36,17 @@ def realdata() -> Path:
 def realdata_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cache folder for all tests on real data, so that each data set is decoded once."""
     return tmp_path_factory.mktemp("realdata_cache")
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The test images that a model was scored on, in order."""
+    seen: list[int] = []
+    original = Scorer.outcomes
+
+    def watched(self: Scorer, model: nn.Module) -> Outcomes:
+        seen.extend(self.index.tolist())
+        return original(self, model)
+
+    monkeypatch.setattr(Scorer, "outcomes", watched)
+    return seen

@@ -262,21 +262,19 @@ def scorer(one: Cell, images: ImageTensors, seed: int = 0) -> Scorer:
     return Scorer(images, split_test(images, seed), cell_attacks(one, images), CPU)
 
 
-def test_scores_are_computed_once_for_each_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_are_computed_once_for_each_image(tmp_path: Path, scored: list[int]) -> None:
     store, images = VictimStore(tmp_path), data()
     victim = store.get_or_train(cell(), images, CPU)
     expected = scorer(cell(), images).score(victim.model)
-    calls: list[int] = []
-    original = Scorer.outcomes
-    monkeypatch.setattr(Scorer, "outcomes", lambda self, model: calls.append(1) or original(self, model))
+    scored.clear()
     for _ in range(3):
         assert store.scores(victim, scorer(cell(), images)) == expected
-    assert len(calls) == 1
+    assert len(scored) == len(expected.outcomes.correct)
     store.scores(victim, scorer(cell(), images, seed=1))
-    assert len(calls) == 2
+    assert len(scored) == len(set(scored)) > len(expected.outcomes.correct)
     for _ in range(2):
         assert store.scores(victim, scorer(cell(), images)) == expected
-    assert len(calls) == 2
+    assert len(scored) == len(set(scored))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"sha256": "other", "outcomes": {}}', "damaged bits"])
@@ -304,6 +302,29 @@ def test_checkpoint_victims_are_loaded(tmp_path: Path, trainings: list[int]) -> 
     assert victim.seconds is None
     expected = scorer(one, images).score(source)
     assert store.scores(victim, scorer(one, images)) == expected == store.scores(victim, scorer(one, images))
+
+
+def test_a_checkpoint_is_one_model_in_every_repetition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored: list[int]
+) -> None:
+    """Its scoring sets overlap. Another network with the same tensors is another model."""
+    monkeypatch.setitem(models.MODELS, "another", tiny)
+    torch.save({"net": tiny(3, (3, 8, 8)).state_dict()}, tmp_path / "theirs.pth")
+    victim_part = {"checkpoint": str(tmp_path / "theirs.pth"), "trigger": "badnets", "target": 2}
+    images, taken = data(), []
+    for model, seed in [("tiny", 0), ("tiny", 1), ("another", 1), ("tiny", 2)]:
+        one = cell(
+            model=model, seed=seed, attack=None, target=None, poison_ratio=None, training=None, victim=victim_part
+        )
+        victim, judge = VictimStore(tmp_path).get_or_train(one, images, CPU), scorer(one, images, seed)
+        expected = judge.score(victim.model)
+        scored.clear()
+        assert VictimStore(tmp_path).scores(victim, judge) == expected
+        taken.append(set(scored))
+    first, second, other, third = taken
+    assert not first & second
+    assert not (first | second) & third
+    assert other == set(split_test(images, 1).scoring_indices.tolist())
 
 
 def test_a_checkpoint_that_changed_since_the_sweep_was_planned_is_refused(tmp_path: Path) -> None:
