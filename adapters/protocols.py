@@ -159,7 +159,8 @@ class DefenseContext:
 
 
 class TrainingData(NamedTuple):
-    """A training set of R examples, poison included, on the CPU: united poisoned copies show an image many times.
+    """A training set of R examples, poison included: united poisoned copies show an image many times. A context's is on
+    the CPU.
 
     ``images``: (M, C, H, W) uint8, each stored once; ``labels``: (R,) int64, as poisoned; ``rows``: (R,) int64, which
     image each example shows.

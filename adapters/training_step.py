@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.protocols import PassCounter
-from ibau_defense.graphs import CudaRecorder, Recorder, Recording, shapes, silent, why
+from ibau_defense.graphs import CudaRecorder, Images, Recorder, Recording, shapes, silent, why
 
 LOGGER = logging.getLogger(__name__)
 
@@ -35,7 +35,9 @@ class TrainingStep:
     twice to compare a replay with it, as ``ibau_defense.graphs`` does with a pass: the tests do, on a CUDA device.
     Where recording fails the reason is logged, and steps of that shape run plainly for good.
 
-    The gradients are this object's: nobody else may set them to None between two steps, as ``zero_grad`` does.
+    The gradients are this object's: nobody else may set them to None between two steps, as ``zero_grad`` does. Steps of
+    every shape must give gradients to the same parameters: one that a recorded step leaves out would keep what a plain
+    step gave it.
 
     Args:
         tally: told of the images of every replay, which its hooks do not see.
@@ -59,7 +61,7 @@ class TrainingStep:
         self._counts: Counter[Hashable] = Counter()
         self._row: tuple[Hashable, int] = (None, 0)
         self._refused: set[Hashable] = set()
-        self._images = (0, 0)
+        self._images: dict[Hashable, Images] = {}  # of the last plain step of each shape
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """``inputs``: tensors alone, and all that differs from step to step."""
@@ -88,7 +90,7 @@ class TrainingStep:
             torch._foreach_zero_([one.grad for one in self.parameters if one.grad is not None])
         before = self.tally.forward, self.tally.backward
         found = list(self.work(*inputs))
-        self._images = self.tally.forward - before[0], self.tally.backward - before[1]
+        self._images[shapes(inputs)] = self.tally.forward - before[0], self.tally.backward - before[1]
         return found
 
     def _replay(self, entry: _Entry, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -112,7 +114,7 @@ class TrainingStep:
             self._drop_gradients()
             LOGGER.warning("a training step is not recorded, run plainly from now on: %s", why(error))
             return None
-        return _Entry(key, buffers, recording, results, self._images)
+        return _Entry(key, buffers, recording, results, self._images[key])
 
     def _drop_gradients(self) -> None:
         for one in self.parameters:
@@ -124,7 +126,7 @@ class _Entry(NamedTuple):
     inputs: list[Tensor]
     recording: Recording
     results: Sequence[Tensor]
-    images: tuple[int, int]
+    images: Images
 
 
 def descent(model: nn.Module, loss: Callable[..., Tensor]) -> Work:

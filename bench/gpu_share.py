@@ -13,7 +13,8 @@ from bench.spec import DEFAULT_SHARE, Resources
 
 BESIDES_BYTES = 2 * 2**30
 """What a worker holds on a GPU besides what a record's ``peak_memory_bytes`` counts: CUDA's context, workspaces of its
-libraries, the images that victims are trained and models scored on. A guess with room to spare, not measured."""
+libraries, the images that victims are trained on, what recorded steps keep reserved between replays. A guess with room
+to spare, not measured."""
 KEY = "resources.gpu: auto"
 
 Kind = tuple[str, str]

@@ -83,13 +83,15 @@ class L2Ball(Ball):
         return delta.square().sum().sqrt()
 
     def norms(self, bank: Tensor) -> Tensor:
-        return bank.flatten(1).square().sum(dim=1).sqrt()
+        return _rows(bank).square().sum(dim=1).sqrt()
 
     def project_each(self, bank: Tensor, radii: Tensor) -> Tensor:
         scale = radii / self.norms(bank).clamp(min=torch.finfo(bank.dtype).tiny)
         return bank * _each(scale.clamp(max=1.0), bank)
 
     def project(self, delta: Tensor) -> Tensor:
+        if self.radius == float("inf"):
+            return delta
         norm = self.norm(delta)
         scale = self.radius / norm.clamp(min=torch.finfo(delta.dtype).tiny)
         return delta * scale.clamp(max=1.0)
@@ -116,7 +118,7 @@ class LinfBall(Ball):
         return delta.abs().max()
 
     def norms(self, bank: Tensor) -> Tensor:
-        return bank.abs().flatten(1).amax(dim=1)
+        return _rows(bank).abs().amax(dim=1)
 
     def project_each(self, bank: Tensor, radii: Tensor) -> Tensor:
         bounds = _each(radii, bank)
@@ -142,13 +144,15 @@ class L1Ball(Ball):
         return delta.abs().sum()
 
     def norms(self, bank: Tensor) -> Tensor:
-        return bank.abs().flatten(1).sum(dim=1)
+        return _rows(bank).abs().sum(dim=1)
 
     def project(self, delta: Tensor) -> Tensor:
-        return self.project_each(delta[None], delta.new_full((1,), self.radius))[0]
+        if self.radius == float("inf"):
+            return delta
+        return self.project_each(delta.reshape(1, -1), delta.new_full((1,), self.radius)).view(delta.shape)
 
     def project_each(self, bank: Tensor, radii: Tensor) -> Tensor:
-        flat = bank.abs().flatten(1)
+        flat = _rows(bank).abs()
         ordered, _ = flat.sort(dim=1, descending=True)
         ranks = torch.arange(1, flat.shape[1] + 1, device=flat.device, dtype=flat.dtype)
         thresholds = (ordered.cumsum(dim=1) - radii[:, None]) / ranks
@@ -167,6 +171,11 @@ class L1Ball(Ball):
         free = torch.where(active, (delta != 0).to(delta.dtype), torch.ones_like(delta))
         count = signs.abs().sum().clamp(min=1)
         return Tangent(lambda v: v * free - (v * signs).sum() / count * signs, zero)
+
+
+def _rows(bank: Tensor) -> Tensor:
+    """(K, …) as (K, d); d = 1 for a bank of scalars."""
+    return bank.reshape(len(bank), -1)
 
 
 def _each(values: Tensor, bank: Tensor) -> Tensor:

@@ -63,6 +63,11 @@ def precision_of(capability: tuple[int, int] | None, *, reduced: bool) -> Precis
     return Precision(torch.bfloat16 if native else None, tf32=native)
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``tensor``, of the host, on ``device``, without waiting for what the device has still to do, as ``to`` does."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 @contextmanager
 def computing(policy: Precision, device: torch.device) -> Iterator[None]:
     """torch's float32 switches as ``policy`` has them, put back afterwards; a no-op on the CPU."""

@@ -71,16 +71,18 @@ class CudaRecorder:
     def aside(self, work: Callable[[], Found]) -> Found:
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
-            found = work()
-        current.wait_stream(self.stream)
-        return found
+        try:
+            with torch.cuda.stream(self.stream):
+                return work()
+        finally:  # of work that raised, too, the device may still do a part
+            current.wait_stream(self.stream)
 
     def record(self, work: Callable[[], Sequence[Tensor]]) -> tuple[Recording, Sequence[Tensor]]:
+        current = torch.cuda.current_stream(self.device)
         try:
             return self._captured(work)
         except BaseException:
-            self._mend()
+            self._mend(current)
             raise
 
     def _captured(self, work: Callable[[], Sequence[Tensor]]) -> tuple[Recording, Sequence[Tensor]]:
@@ -90,11 +92,18 @@ class CudaRecorder:
             found = work()
         return graph, found
 
-    def _mend(self) -> None:
-        """A failed capture leaves the device's generator in the state of one, so that the next dropout would raise, and
-        its pool taken: one that succeeds, in another pool, brings the generator back."""
+    def _mend(self, current: torch.cuda.Stream) -> None:
+        """A failed capture leaves the side stream as the current one, the device's generator in the state of a capture,
+        so that the next dropout would raise, and its pool taken: one that succeeds, in another pool, brings the
+        generator back. What the failed one held in its pool stays reserved."""
         self.pool = torch.cuda.graph_pool_handle()
-        self._captured(lambda: (torch.zeros(1, device=self.device),))
+        with torch.cuda.device(self.device):  # which setting a stream of it would otherwise make the current one
+            torch.cuda.set_stream(current)
+            try:
+                self._captured(lambda: (torch.zeros(1, device=self.device),))
+            except RuntimeError as error:  # no memory even for this: the caller is to hear of the first failure
+                torch.cuda.set_stream(current)
+                LOGGER.warning("random numbers may be refused on %s from now on: %s", self.device, why(error))
 
 
 @cache

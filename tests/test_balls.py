@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ibau_defense import BALLS, L1Ball, L2Ball, LinfBall
 from ibau_defense.balls import Ball
 
-SHAPES = st.sampled_from([(1, 1, 1), (3, 4, 4), (1, 2, 5)])
+SHAPES = st.sampled_from([(), (1,), (1, 1, 1), (3, 4, 4), (1, 2, 5)])
 
 
 @pytest.mark.parametrize("name", list(BALLS))
@@ -42,6 +42,9 @@ def test_l2_projection_is_line_5_of_algorithm_1() -> None:
 def test_an_infinite_radius_is_no_bound_and_a_negative_one_an_error(name: str) -> None:
     delta = torch.randn(3, 2, 2)
     assert torch.equal(BALLS[name](float("inf")).project(delta), delta)
+    delta[0, 0, 0] = 0.0
+    (slope,) = torch.autograd.grad(BALLS[name](float("inf")).project(delta.requires_grad_()).sum(), delta)
+    assert torch.equal(slope, torch.ones_like(delta))
     with pytest.raises(ValueError, match="radius"):
         BALLS[name](-1.0)
 
@@ -79,10 +82,11 @@ def test_l1_face_keeps_zeros_and_the_norm() -> None:
 
 @pytest.mark.parametrize("name", list(BALLS))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_bank_is_projected_and_measured_as_its_members(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("shape", [(3, 4, 5), ()])
+def test_a_bank_is_projected_and_measured_as_its_members(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     """Each by its own radius: inside, on the way out, far out, on a ball that is a point, on one without a bound."""
     radii = [2.0, 0.7, 0.01, 0.0, float("inf"), 1.0]
-    bank = torch.randn(6, 3, 4, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    bank = torch.randn(6, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     bank[5] = 0
     found, plain = (
         kind(BALLS[name](1.0), bank, torch.tensor(radii, dtype=dtype))

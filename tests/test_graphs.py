@@ -215,9 +215,10 @@ def test_cuda_passes_and_products_are_captured_not_refused(caplog: pytest.LogCap
 @needs_cuda
 def test_after_a_failed_capture_the_device_draws_and_captures_again(caplog: pytest.LogCaptureFixture) -> None:
     device, graphs = on_cuda()
-    x = torch.ones(5, device=device)
+    x, stream = torch.ones(5, device=device), torch.cuda.current_stream(device)
     for _ in range(3):
         graphs.run("reads on the host", lambda x: [x * float(x.sum())], (x,))
+        assert torch.cuda.current_stream(device) == stream, "the failed capture's was left"
         drawn = torch.nn.functional.dropout(torch.ones(10_000, device=device), 0.5)
         assert float(drawn.mean()) == pytest.approx(1, abs=0.1)
     assert graphs.replays == 0

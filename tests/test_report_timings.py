@@ -170,6 +170,11 @@ def test_documents_get_table_6_from_records_too(tmp_path: Path) -> None:
             " The device itself, in the same run: 4.6 GB/s, read and written, in a copy; 0.11 Tflop/s in float32, in"
             " products of square matrices.",
         ),
+        (
+            {"copied": 99.7e9, "multiplied": {"float32": 99.4e12}},
+            " The device itself, in the same run: 100 GB/s, read and written, in a copy; 99 Tflop/s in float32, in"
+            " products of square matrices.",
+        ),
         ({"copied": None, "multiplied": {"float32": 1e12}}, ""),
         ({"copied": 1e9, "multiplied": {"float32": "fast"}}, ""),
         ("none", ""),

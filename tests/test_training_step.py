@@ -106,10 +106,12 @@ def plainly(data: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[float], list[Te
 
 
 EPOCHS = [8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 3] * 4
+SHORT = [8, 8, 3] * (AFTER + 2)
+"""Epochs of two full mini-batches: what is recorded follows on one of another size."""
 LONG = [8] * (AFTER + 9) + [3] + [8] * 5 + [5] * (AFTER + 4) + [8] * 2
 
 
-@pytest.mark.parametrize("sizes", [EPOCHS, LONG], ids=["epochs", "long"])
+@pytest.mark.parametrize("sizes", [EPOCHS, SHORT, LONG], ids=["epochs", "short", "long"])
 @pytest.mark.parametrize("how", ["cpu", "recorded", "refused"])
 def test_training_is_the_same_however_a_step_is_done(how: str, sizes: list[int]) -> None:
     model, data, counter = network(), batches(sizes), PassCounter()
@@ -121,8 +123,33 @@ def test_training_is_the_same_however_a_step_is_done(how: str, sizes: list[int])
     assert all(torch.equal(a, b) for a, b in zip(found[1], expected[1], strict=True))
     assert counter.as_dict() == {"forward": sum(sizes), "backward": sum(sizes)}
     # of epochs' full mini-batches all but the first are replayed, of their last ones none; or first one, then another
-    assert step.replays == (0 if how != "recorded" else 48 - AFTER if sizes is EPOCHS else 9 + 5 + 4)
-    assert recorder is None or recorder.recorded == (0 if how != "recorded" else 1 if sizes is EPOCHS else 2)
+    replays = 9 + 5 + 4 if sizes is LONG else sizes.count(8) - AFTER
+    assert step.replays == (replays if how == "recorded" else 0)
+    assert recorder is None or recorder.recorded == (0 if how != "recorded" else 2 if sizes is LONG else 1)
+
+
+def test_a_recording_that_is_made_again_counts_its_own_images() -> None:
+    """One shape is recorded, another comes in a row and cannot be, and the first is recorded anew."""
+    model, counter, sizes = network(), PassCounter(), [8] * (AFTER + 5) + [3] * (AFTER + 5) + [8] * (AFTER + 5)
+    counter.attach(model)
+    recorder = Recorder(model)
+    step = TrainingStep(descent(model, loss), model.parameters(), CPU, counter, recorder)
+    recorded, data = recorder.record, batches(sizes)
+
+    def sometimes(work: Callable[[], Sequence[Tensor]]) -> tuple[Recording, Sequence[Tensor]]:
+        recorder.fail = recorder.recorded == 1 and len(counts) > AFTER + 5 and not failed
+        failed.extend([1] if recorder.fail else [])
+        return recorded(work)
+
+    counts: list[int] = []
+    failed: list[int] = []
+    recorder.record = sometimes  # type: ignore[method-assign]
+    for batch in data:
+        counts.append(len(batch[0]))
+        step(*batch)
+        assert counter.as_dict() == {"forward": sum(counts), "backward": sum(counts)}
+    assert failed
+    assert recorder.recorded == 2
 
 
 def test_a_step_that_cannot_be_recorded_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -146,7 +173,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 @pytest.mark.cuda
 @needs_cuda
-@pytest.mark.parametrize("sizes", [EPOCHS, LONG], ids=["epochs", "long"])
+@pytest.mark.parametrize("sizes", [EPOCHS, SHORT, LONG], ids=["epochs", "short", "long"])
 def test_on_cuda_a_recorded_step_trains_as_a_plain_one(sizes: list[int], caplog: pytest.LogCaptureFixture) -> None:
     device, ends = torch.device("cuda"), []
     data = batches(sizes, device)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ibau_defense.cuda import sent
+
 PAD = 4
 HOLE = 2
 """Side of the hole in pixels: the code's length of 3, halved and rounded down to either side of a centre."""
@@ -17,9 +19,10 @@ def crop_flip_cutout(images: Tensor, generator: torch.Generator) -> Tensor:
     """
     count, _, height, width = images.shape
     device = images.device
-    shift = torch.randint(0, 2 * PAD + 1, (count, 2), generator=generator).to(device)
-    flip = (torch.rand(count, generator=generator) < 0.5).to(device)
-    centre = torch.rand(count, 2, generator=generator).to(device)
+    shift = torch.randint(0, 2 * PAD + 1, (count, 2), generator=generator)
+    flip = torch.rand(count, generator=generator) < 0.5
+    centre = torch.rand(count, 2, generator=generator)
+    shift, flip, centre = (sent(one, device) for one in (shift, flip, centre))
     rows = torch.arange(height, device=device) + shift[:, :1]
     columns = torch.arange(width, device=device).expand(count, -1)
     columns = torch.where(flip[:, None], width - 1 - columns, columns) + shift[:, 1:]

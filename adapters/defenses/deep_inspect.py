@@ -18,6 +18,7 @@ from adapters.defenses.trigger_gan import Critic, TriggerGenerator
 from adapters.defenses.trigger_synthesis import Synthesis, TriggerSynthesis
 from adapters.protocols import DefenseContext, LabelledImages
 from adapters.training_step import TrainingStep
+from ibau_defense.cuda import sent
 
 JUDGED = 128
 """Clean images a class's loss is averaged over, at most."""
@@ -89,8 +90,8 @@ class DeepInspect(TriggerSynthesis):
             order = torch.randperm(len(clean.labels), generator=gan.generator).to(clean.images.device)
             for index in order.split(self.batch_size):
                 real = clean.images[index]
-                goals = torch.randint(context.num_classes, (len(index),), generator=gan.generator).to(real.device)
-                noise = gan.noise(len(goals)).to(real.device)
+                drawn = torch.randint(context.num_classes, (len(index),), generator=gan.generator)
+                goals, noise = sent(drawn, real.device), sent(gan.noise(len(index)), real.device)
                 if self.gan_weight > 0:
                     critic_step(real, noise, goals)
                     critics.step()

@@ -20,6 +20,7 @@ from adapters.defenses.sample_gradients import (
 )
 from adapters.defenses.tuning import seeded
 from adapters.protocols import Defense, DefenseContext, DefenseResult, LabelledImages, TrainingContext, TrainingData
+from ibau_defense.cuda import sent
 
 if TYPE_CHECKING:
     from opacus.accountants import RDPAccountant
@@ -80,7 +81,7 @@ class DpSgd(Defense):
             loss = torch.zeros(())
             for _ in range(training.steps):
                 chosen = (torch.rand(len(data.labels), generator=generator) < training.rate).nonzero().flatten()
-                loss = training.step(data, chosen.to(context.device))
+                loss = training.step(data, sent(chosen, context.device))
                 if context.out_of_time():
                     break
             info = {"index": epoch, "loss": float(loss), "epsilon": training.epsilon(self.delta)}

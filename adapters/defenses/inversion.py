@@ -15,6 +15,7 @@ from adapters.defenses.masked_triggers import MaskedTriggers
 from adapters.defenses.tuning import autocast
 from adapters.protocols import DefenseContext, LabelledImages
 from adapters.training_step import TrainingStep
+from ibau_defense.cuda import sent
 
 
 class Objective(Protocol):
@@ -101,9 +102,9 @@ class Search:
             classes = schedule.active.nonzero().flatten().to(clean.images.device)
             if len(classes) == 0:
                 break
+            weights = schedule.weights.to(clean.images.device)[classes]
             hits, seen = torch.zeros(2, len(classes), device=clean.images.device)
             for _ in range(self.batches_per_step):
-                weights = schedule.weights.to(clean.images.device)[classes]
                 batch = stream.next()
                 right, asked = step(*batch, classes, weights)
                 state.optimizer.step()
@@ -132,7 +133,7 @@ class _Stream:
         if len(self._order) < self._size:
             self._order = torch.randperm(len(self._data.labels), generator=self._generator)
         index, self._order = self._order[: self._size], self._order[self._size :]
-        index = index.to(self._data.images.device)
+        index = sent(index, self._data.images.device)
         return LabelledImages(self._data.images[index], self._data.labels[index])
 
 

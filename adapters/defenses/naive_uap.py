@@ -14,6 +14,7 @@ from adapters.defenses.universal_perturbation import UniversalPerturbation
 from adapters.errors import UserError
 from adapters.protocols import Defense, DefenseContext, DefenseResult, LabelledImages
 from ibau_defense import L2Ball
+from ibau_defense.cuda import sent
 
 
 class NaiveUap(Defense):
@@ -74,6 +75,6 @@ def carrying(delta: Tensor, share: float, generator: torch.Generator) -> Callabl
 
     def change(images: Tensor) -> Tensor:
         chosen = torch.rand(len(images), generator=generator) < share
-        return torch.where(chosen.to(images.device)[:, None, None, None], (images + delta).clamp(0, 1), images)
+        return torch.where(sent(chosen, images.device)[:, None, None, None], (images + delta).clamp(0, 1), images)
 
     return change

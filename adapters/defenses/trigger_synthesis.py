@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from adapters.defenses.mad import Outliers, low_outliers
 from adapters.defenses.tuning import Tuning, frozen_copy, seeded, trainable_copy, tune, tuned_result
 from adapters.protocols import Defense, DefenseContext, DefenseResult, LabelledImages
+from ibau_defense.cuda import sent
 
 Stamp = Callable[[Tensor, Tensor], Tensor]
 """(images (n, C, H, W) in [0, 1], classes (n,)) to the images, each with the trigger of its class."""
@@ -97,12 +98,12 @@ def stamped(
     def change(images: Tensor) -> Tensor:
         chosen = torch.rand(len(images), generator=generator) < share
         labels = torch.tensor(classes)[torch.randint(len(classes), (len(images),), generator=generator)]
-        rows = chosen.nonzero().flatten().to(images.device)
+        rows = sent(chosen.nonzero().flatten(), images.device)
         if len(rows) == 0:
             return images
         changed = images.clone()
         with torch.no_grad():
-            changed[rows] = stamp(images[rows], labels.to(images.device)[rows])
+            changed[rows] = stamp(images[rows], sent(labels, images.device)[rows])
         return changed
 
     return change

@@ -218,4 +218,4 @@ def _ceilings(timings: Sequence[Timing]) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+    return f"{value:,.0f}" if round(value) >= 100 else f"{value:.2g}"
