@@ -218,6 +218,14 @@ class Defense(BaseModel):
     def check_clean_size(self, count: int, key: str) -> None:
         """Raise ``UserError``, naming the setting under ``key``, if the settings cannot work with ``count`` images."""
 
+    def work(self, images: int, classes: int) -> float:
+        """How many images go through the network, about, up to a factor of the defense's own.
+
+        By it the time of other settings and other sets is estimated from records (``bench.estimate``). ``images`` are
+        those of the clean set, or of the training data where it gets them.
+        """
+        return float(images)
+
     def run(self, model: nn.Module, clean: LabelledImages, context: DefenseContext) -> DefenseResult:
         """Return an unlearned copy of ``model``; ``model`` itself, its mode and its gradients stay as they are.
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from adapters import defenses
 from adapters.errors import UserError
+from adapters.protocols import Defense
 from bench.cells import Cell, content_hash
 from bench.preflight import Checked
 from bench.provenance import is_gpu
@@ -30,13 +32,14 @@ class Estimate(NamedTuple):
 class Pace:
     """Seconds for a unit of work, as records tell them. The unit is a multiplication of the network's forward pass.
 
-    A record of the same defense with the same settings counts before one of other settings; of several, the median
-    does. A defense's work is taken to grow with its images (the clean set, or the training data where it gets them)
-    and with the network's weight: right for passes over a set, too much for a search of a fixed number of steps.
+    A record of the same defense with the same settings counts before one that differs in numbers alone, and that before
+    any other of the defense; of several, the median does. Work grows as the defense says (``Defense.work``: with its
+    rounds, say, or the steps of its search) and with the network's weight.
     """
 
     def __init__(self, records: Iterable[Record], checked: Checked) -> None:
         self._checked = checked
+        self._defenses: dict[str, Defense | None] = {}
         self._defense: dict[str, list[float]] = defaultdict(list)
         self._rounds: dict[str, list[float]] = defaultdict(list)
         training: dict[str, float] = {}
@@ -48,7 +51,7 @@ class Pace:
                 training[record.victim.id] = record.victim.seconds / self._training(cell)
             if record.seconds is not None:
                 for key in self._keys(cell):
-                    self._defense[key].append(record.seconds / self._images(cell))
+                    self._defense[key].append(record.seconds / self._work(cell))
                     self._rounds[key].append(len(record.rounds))
         self._train = statistics.median(training.values()) if training else None
 
@@ -66,10 +69,10 @@ class Pace:
         key = next((key for key in self._keys(cell) if key in self._defense), None)
         if key is None:
             return None
-        images = self._checked.sizes[cell.dataset][1]
+        images = self._checked.sizes[cell.dataset].scoring
         scored = images + statistics.median(self._rounds[key]) * min(images, TRACE_IMAGES)
         scoring = FORWARD_SHARE * (self._train or 0.0) * scored * (1 + len(cell.targets)) * self._weight(cell)
-        return statistics.median(self._defense[key]) * self._images(cell) + scoring
+        return statistics.median(self._defense[key]) * self._work(cell) + scoring
 
     def total(self, cells: Sequence[Cell], victims: Sequence[Cell]) -> Estimate:
         """Of training ``victims`` and running ``cells``."""
@@ -77,27 +80,36 @@ class Pace:
         known = [one for one in found if one is not None]
         return Estimate(sum(known), len(found) - len(known))
 
-    def _keys(self, cell: Cell) -> tuple[str, str, str]:
+    def _keys(self, cell: Cell) -> tuple[str, ...]:
         """From the closest to the loosest sense in which two cells' defenses are the same."""
-        name, settings = str(cell.defense["name"]), content_hash(cell.defense)
-        return f"{settings} {cell.dataset} {cell.model} {cell.clean_size}", settings, name
+        settings = content_hash(cell.defense)
+        words = content_hash({key: value for key, value in cell.defense.items() if isinstance(value, str | bool)})
+        return f"{settings} {cell.dataset} {cell.model} {cell.clean_size}", settings, words, str(cell.defense["name"])
 
     def _training(self, cell: Cell) -> float:
         assert cell.training is not None
         copies = len(cell.targets) if cell.mix == "united" else 1
-        return self._weight(cell) * self._checked.sizes[cell.dataset][0] * copies * cell.training.epochs
+        return self._weight(cell) * self._checked.sizes[cell.dataset].training * copies * cell.training.epochs
 
-    def _images(self, cell: Cell) -> float:
-        training = cell.defense["name"] in defenses.DEFENSES and _gets_training_data(cell)
-        count = self._checked.sizes[cell.dataset][0] if training else cell.clean_size or 1
-        return self._weight(cell) * count
+    def _work(self, cell: Cell) -> float:
+        sizes, defense = self._checked.sizes[cell.dataset], self._built(cell.defense)
+        if defense is None:
+            return self._weight(cell) * (cell.clean_size or 1)
+        images = sizes.training if defense.needs_training_data else cell.clean_size or 1
+        return self._weight(cell) * max(1.0, defense.work(images, sizes.classes))
+
+    def _built(self, settings: Mapping[str, Any]) -> Defense | None:
+        """None for a record's that another version has written, or a plug-in that is not here."""
+        key = json.dumps(settings, sort_keys=True)
+        if key not in self._defenses:
+            try:
+                self._defenses[key] = defenses.build(dict(settings))
+            except UserError:
+                self._defenses[key] = None
+        return self._defenses[key]
 
     def _weight(self, cell: Cell) -> float:
         return self._checked.weights[cell.dataset, cell.model]
-
-
-def _gets_training_data(cell: Cell) -> bool:
-    return defenses.DEFENSES[cell.defense["name"]].needs_training_data
 
 
 def earlier(folders: Iterable[Path], *, gpu: bool | None = None) -> list[Record]:

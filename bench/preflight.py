@@ -41,18 +41,26 @@ def check_names(plan: SweepPlan) -> None:
             _at(plan, key, lambda spec=spec, key=key: attacks.check(spec, plan.key(key)))
 
 
+class Sizes(NamedTuple):
+    """Of a data set: its training and its scoring images, and its classes."""
+
+    training: int
+    scoring: int
+    classes: int
+
+
 class Checked(NamedTuple):
     """What the check of the data leaves behind.
 
     ``costs``: each victim's by id, in training images times the model's operations, good for sorting only.
     ``shapes``: (C, H, W) of each data set's images. ``weights``: by data set and model, the multiplications of one
-    image's forward pass. ``sizes``: by data set, its training and its scoring images.
+    image's forward pass. ``sizes``: by data set.
     """
 
     costs: dict[str, float]
     shapes: dict[str, tuple[int, int, int]]
     weights: dict[tuple[str, str], float]
-    sizes: dict[str, tuple[int, int]]
+    sizes: dict[str, Sizes]
 
 
 def check_data(plan: SweepPlan, cache_dir: Path) -> Checked:
@@ -93,8 +101,10 @@ def _check_data(plan: SweepPlan, cache_dir: Path) -> Checked:
         copies = len(cell.targets) if cell.mix == "united" else 1
         costs[cell.victim_id] = weights[cell.dataset, cell.model] * len(data.train.labels) * copies * epochs
     shapes = {name: data.image_shape for name, data in loaded.items()}
-    images = {name: (len(data.train.labels), _scoring_images(data)) for name, data in loaded.items()}
-    return Checked(costs, shapes, weights, images)
+    found = {
+        name: Sizes(len(data.train.labels), _scoring_images(data), data.num_classes) for name, data in loaded.items()
+    }
+    return Checked(costs, shapes, weights, found)
 
 
 def _scoring_images(data: ImageTensors) -> int:

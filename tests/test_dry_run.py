@@ -14,13 +14,16 @@ from adapters import models
 from bench import dry_run, estimate, spec, sweep
 from bench.estimate import Pace
 from bench.phases import Phase
-from bench.preflight import Checked
+from bench.preflight import Checked, Sizes
 from bench.records import Record, RecordStore, VictimFigures
 from bench.spec import Resources
 from bench.timing.scale import MADE_BY
 
 CHECKED = Checked(
-    {}, {"digits": (3, 32, 32)}, {("digits", "simplified_vgg"): 10.0, ("digits", "wide"): 40.0}, {"digits": (900, 400)}
+    {},
+    {"digits": (3, 32, 32)},
+    {("digits", "simplified_vgg"): 10.0, ("digits", "wide"): 40.0},
+    {"digits": Sizes(900, 400, 10)},
 )
 
 
@@ -51,12 +54,55 @@ def test_a_defense_grows_with_its_images_and_scoring_with_its_rounds() -> None:
     pace = Pace(records, CHECKED)
     scoring = 400 * 2 * 10 / 1000 / 3  # images, clean and triggered, units, units a second, the forward share
     assert pace.cell(cell("ibau")) == pytest.approx(30 + 3 * scoring)
-    assert pace.cell(cell("ibau", clean_size=50)) == pytest.approx(10 + 3 * scoring)
+    assert pace.cell(cell("ibau", clean_size=50)) == pytest.approx(30 + 3 * scoring)  # its steps do not grow with it
     assert pace.cell(cell("ibau", model="wide")) == pytest.approx(4 * (30 + 3 * scoring))
     assert pace.cell(cell("dp_sgd", clean_size=1)) == pytest.approx(90 + scoring)  # it works on the training data
     assert pace.cell(cell("nad")) is None
     found = pace.total([cell("ibau"), cell("nad")], [cell("none")])
     assert found == (pytest.approx(57 + 3 * scoring), 1)
+
+
+@pytest.mark.parametrize(
+    ("seen", "wanted", "times"),
+    [
+        ({"name": "fine_tuning"}, {"name": "fine_tuning", "epochs": 15}, 3),
+        ({"name": "nad", "teacher_epochs": 10, "epochs": 10}, {"name": "nad"}, 2),
+        ({"name": "fine_pruning"}, {"name": "fine_pruning", "epochs": 5}, 0.5),
+        ({"name": "deep_inspect"}, {"name": "deep_inspect", "epochs": 4}, 0.1),
+        ({"name": "dp_sgd", "epochs": 5}, {"name": "dp_sgd"}, 4),
+        ({"name": "naive_uap"}, {"name": "naive_uap", "rounds": 1}, 0.2),
+        ({"name": "ibau", "rounds": 2}, {"name": "ibau"}, 2),
+        ({"name": "ibau", "recipe": "reference"}, {"name": "ibau", "recipe": "reference", "rounds": 100}, 100),
+        (
+            {"name": "tabor", "steps": 100, "batches_per_step": 4, "batch_size": 16},
+            {"name": "tabor", "steps": 1000, "batches_per_step": 31, "batch_size": 32},
+            10 * 31 / 4 * 2,
+        ),
+    ],
+)
+def test_a_defense_takes_as_long_as_its_settings_ask_for(
+    seen: dict[str, Any], wanted: dict[str, Any], times: float
+) -> None:
+    """Records of other settings are a measure for these; those of another recipe count after them."""
+    records = [_record("x", 30.0, None, defense=seen, clean_size=100)]
+    if seen["name"] == "ibau":
+        records += [_record("x", 7.0, None, defense={"name": "ibau", "recipe": "paper"}, clean_size=100)] * 5
+    assert Pace(records, CHECKED).cell(cell("x", defense=wanted, clean_size=100)) == pytest.approx(30 * times)
+
+
+def test_a_search_takes_longer_with_more_classes() -> None:
+    checked = CHECKED._replace(
+        sizes={**CHECKED.sizes, "gtsrb": Sizes(900, 400, 43)},
+        weights={**CHECKED.weights, ("gtsrb", "simplified_vgg"): 10.0},
+    )
+    pace = Pace([_record(name, 30.0, None) for name in ("tabor", "fine_tuning")], checked)
+    assert pace.cell(cell("tabor", dataset="gtsrb")) == pytest.approx(30 * 4.3)
+    assert pace.cell(cell("fine_tuning", dataset="gtsrb")) == pytest.approx(30)
+
+
+def test_a_defense_that_is_not_here_grows_with_the_clean_set() -> None:
+    pace = Pace([_record("plugged_in", 30.0, None, clean_size=100)], CHECKED)
+    assert pace.cell(cell("plugged_in", clean_size=300)) == pytest.approx(90)
 
 
 def test_a_round_is_scored_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:

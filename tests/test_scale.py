@@ -20,7 +20,7 @@ from bench import cells, dry_run, normalise, records, session, spec, sweep
 from bench.cells import Cell
 from bench.estimate import Pace
 from bench.jobs import JobQueue
-from bench.preflight import Checked
+from bench.preflight import Checked, Sizes
 from bench.records import Record, RecordStore
 
 SEEDS = 40
@@ -75,7 +75,7 @@ def test_a_sweep_hashes_each_cell_once_and_validates_each_combination_once(
 
 def test_a_dry_run_looks_at_each_cell_once_for_all_victims_together() -> None:
     left = Watched(cell("none", poison_ratio=ratio / 1000) for ratio in range(1, 101))
-    pace = Pace((), Checked({}, {}, {("digits", "simplified_vgg"): 1.0}, {"digits": (1000, 400)}))
+    pace = Pace((), Checked({}, {}, {("digits", "simplified_vgg"): 1.0}, {"digits": Sizes(1000, 400, 10)}))
     assert len(list(dry_run._victims(left, [], pace))) == 100
     assert left.passes <= 2
 

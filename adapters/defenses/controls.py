@@ -41,6 +41,9 @@ class FineTuning(Defense):
     """``eval`` keeps BatchNorm's running statistics as they are, and dropout off."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
 
+    def work(self, images: int, classes: int) -> float:
+        return float(images * self.epochs)
+
     def run(self, model: nn.Module, clean: LabelledImages, context: DefenseContext) -> DefenseResult:
         tuned = trainable_copy(model)
         with seeded(context) as generator:

@@ -44,6 +44,9 @@ class DeepInspect(TriggerSynthesis):
     width: Annotated[int, Field(ge=1)] = 32
     """Channels of the generator's and the critic's smaller layers."""
 
+    def work(self, images: int, classes: int) -> float:
+        return float(images * self.epochs)
+
     def synthesise(
         self, model: nn.Module, clean: LabelledImages, context: DefenseContext, generator: torch.Generator
     ) -> Synthesis:

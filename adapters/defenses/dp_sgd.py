@@ -54,6 +54,9 @@ class DpSgd(Defense):
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Of the network's passes: ``auto`` is bfloat16 where ``grad_sample`` can, which ``ew`` cannot."""
 
+    def work(self, images: int, classes: int) -> float:
+        return float(images * self.epochs)
+
     def run(self, model: nn.Module, clean: LabelledImages, context: DefenseContext) -> DefenseResult:
         if not isinstance(context, TrainingContext):
             raise TypeError("dp_sgd needs a TrainingContext, with the data the victim was trained on")

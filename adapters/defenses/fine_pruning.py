@@ -46,6 +46,9 @@ class FinePruning(Defense):
     batch_size: Annotated[int, Field(ge=2)] = 128
     precision: Literal["bfloat16", "float32"] = "bfloat16"
 
+    def work(self, images: int, classes: int) -> float:
+        return float(images * self.epochs)
+
     def run(self, model: nn.Module, clean: LabelledImages, context: DefenseContext) -> DefenseResult:
         pruned = trainable_copy(model).eval()
         with seeded(context) as generator:

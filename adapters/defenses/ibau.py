@@ -187,6 +187,11 @@ class Ibau(Defense):
             return replace(recipe.solver, **changes)
         return kind(**changes)
 
+    def work(self, images: int, classes: int) -> float:
+        recipe = self.settings()
+        each = recipe.outer_steps * (recipe.batch_size or images) if recipe.outer_steps else images
+        return float(recipe.rounds * each)
+
     def run(self, model: nn.Module, clean: LabelledImages, context: DefenseContext) -> DefenseResult:
         if context.radius is None:
             raise UserError("cell.radius: found none; expected a number of at least 0 for the defense ibau")

@@ -65,6 +65,9 @@ class Nad(Defense):
                 f"{key}.layers: found {len(self.layers)}; expected {len(self.betas)}, one for each of betas"
             )
 
+    def work(self, images: int, classes: int) -> float:
+        return float(images * (self.teacher_epochs + self.epochs))
+
     def run(self, model: nn.Module, clean: LabelledImages, context: DefenseContext) -> DefenseResult:
         layers = self._layers(frozen_copy(model), clean.images[:1])
         betas = self.betas[len(self.betas) - len(layers) :]

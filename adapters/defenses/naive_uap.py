@@ -44,6 +44,9 @@ class NaiveUap(Defense):
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the training; perturbations are found in float32."""
 
+    def work(self, images: int, classes: int) -> float:
+        return float(images * self.rounds)
+
     def run(self, model: nn.Module, clean: LabelledImages, context: DefenseContext) -> DefenseResult:
         if context.radius is None:
             raise UserError("cell.radius: found none; expected a number of at least 0 for the defense naive_uap")

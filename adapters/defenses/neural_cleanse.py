@@ -33,6 +33,10 @@ class MaskSearch(TriggerSynthesis):
     success: Annotated[float, Field(gt=0, le=1)] = 0.99
     """Share of a step's images that must reach the class before its mask counts."""
 
+    def work(self, images: int, classes: int) -> float:
+        """Without early stops, of which nobody knows before."""
+        return float(classes * self.steps * self.batches_per_step * min(self.batch_size, images))
+
     def search(self) -> Search:
         return Search(
             steps=self.steps,
