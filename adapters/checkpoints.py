@@ -23,6 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from adapters.errors import UserError
+from adapters.models.normalised import Normalised
+from adapters.models.stems import Enlarged
 
 KEY = "victim.checkpoint"
 NESTED = ("net", "state_dict", "model", "model_state_dict")
@@ -73,9 +75,13 @@ def load_state(path: Path) -> dict[str, Tensor]:
 def load_into(model: nn.Module, path: Path) -> None:
     """Load ``path`` into ``model``; the names and shapes are checked first, so that a failure changes nothing.
 
+    Behind a normalisation, or an enlargement of the images, a network has its own names, or those of the whole.
     Raises ``UserError`` naming the first key that does not fit, and what ``load_state`` raises.
     """
-    state, own = load_state(path), model.state_dict()
+    state = load_state(path)
+    while isinstance(model, Normalised | Enlarged) and not all(name.startswith("network.") for name in state):
+        model = model.network
+    own = model.state_dict()
     # Counters of BatchNorm's batches are bookkeeping, and checkpoints from before torch 0.4.1 lack them.
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     extra = [name for name in state if name not in own]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from adapters import models
 from adapters.checkpoints import load_into, load_state
 from adapters.errors import UserError
+from adapters.models.stems import Enlarged
 
 
 def tiny() -> nn.Module:
@@ -61,6 +62,29 @@ def test_known_layouts_are_read(layout: str, tmp_path: Path) -> None:
     load_into(target, tmp_path / "model.pt")
     for name, tensor in source.state_dict().items():
         assert torch.equal(tensor, target.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("name", ["preactresnet18", "preactresnet18?mean=0.5,0.5,0.5&std=0.2,0.2,0.2"])
+def test_backdoorbenchs_own_network_is_filled_behind_a_normalisation_or_not(name: str, tmp_path: Path) -> None:
+    source = models.build("preactresnet18", 10, (3, 32, 32)).eval()
+    torch.save(backdoorbench(source.state_dict()), tmp_path / "attack_result.pt")
+    model = models.build(name, 10, (3, 32, 32)).eval()
+    load_into(model, tmp_path / "attack_result.pt")
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.allclose(model(images), source((images - 0.5) / 0.2 if "?" in name else images), atol=1e-4)
+    torch.save(model.state_dict(), tmp_path / "ours.pt")  # under the names of the whole
+    again = models.build(name, 10, (3, 32, 32)).eval()
+    load_into(again, tmp_path / "ours.pt")
+    assert torch.equal(again(images), model(images))
+
+
+def test_a_network_that_enlarges_its_images_is_filled_under_its_own_names(tmp_path: Path) -> None:
+    source, model = tiny(), Enlarged(tiny(), (3, 3))
+    torch.save(source.state_dict(), tmp_path / "model.pt")
+    load_into(model, tmp_path / "model.pt")
+    assert all(
+        torch.equal(a, b) for a, b in zip(source.state_dict().values(), model.state_dict().values(), strict=True)
+    )
 
 
 def test_safetensors_are_read(tmp_path: Path) -> None:

@@ -54,6 +54,69 @@ def test_simplified_vgg_is_table_9() -> None:
     assert "features.20.running_var" in model.state_dict()
 
 
+def test_preactresnet18_is_backdoorbenchs_by_size_and_names() -> None:
+    model = build("preactresnet18", 10)
+    assert count(model) == 11_171_146
+    block = [f"{part}.{name}" for part in ("bn1", "bn2") for name in BATCH_NORM] + ["conv1.weight", "conv2.weight"]
+    names = {"conv1.weight", "linear.weight", "linear.bias"}
+    names |= {f"layer{stage}.{k}.{name}" for stage in (1, 2, 3, 4) for k in (0, 1) for name in block}
+    names |= {f"layer{stage}.0.shortcut.0.weight" for stage in (2, 3, 4)}
+    assert set(model.state_dict()) == names
+    assert model.layer4(model.layer3(model.layer2(model.layer1(model.conv1(torch.rand(2, 3, 32, 32)))))).shape[2:] == (
+        4,
+        4,
+    )
+    assert build("preactresnet18", 4, (1, 64, 48))(torch.rand(2, 1, 64, 48)).shape == (2, 4)
+    with pytest.raises(UserError, match="8 x 8"):
+        build("preactresnet18", 4, (3, 6, 8))
+
+
+BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def test_a_block_normalises_before_it_convolves() -> None:
+    """What He et al. (2016) call full pre-activation, written out; the identity passes the whole block by."""
+    model = build("preactresnet18").eval()
+    block, images = model.layer2[0], torch.rand(2, 64, 8, 8)
+    for norm in (block.bn1, block.bn2):
+        nn.init.uniform_(norm.weight)
+        nn.init.uniform_(norm.running_mean)
+    active = block.bn1(images).relu()
+    expected = block.shortcut(active) + block.conv2(block.bn2(block.conv1(active)).relu())
+    assert torch.allclose(block(images), expected)
+    plain, maps = model.layer2[1], torch.rand(2, 128, 4, 4)
+    nn.init.zeros_(plain.conv2.weight)
+    assert torch.equal(plain(maps), maps)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "preactresnet18"])
+def test_a_network_may_stand_behind_a_normalisation(name: str) -> None:
+    plain, behind = build(name).eval(), build(f"{name}?mean=0.5,0.25,0&std=0.5,2,1").eval()
+    images = torch.rand(2, 3, 32, 32)
+    moved = torch.stack([(images[:, 0] - 0.5) / 0.5, (images[:, 1] - 0.25) / 2, images[:, 2]], dim=1)
+    assert torch.allclose(behind(images), plain(moved), atol=1e-5)
+    assert count(behind) == count(plain)
+    assert len(behind.state_dict()) == len(plain.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("mean=0.5,0.5,0.5", "expected NAME[?]mean="),
+        ("mean=0.5,0.5,0.5&std=1,1,0", "std above 0"),
+        ("mean=0.5,0.5,0.5&std=1,1,nan", "std above 0"),
+        ("mean=nan,0.5,0.5&std=1,1,1", "expected NAME[?]mean="),
+        ("mean=a,b,c&std=1,1,1", "expected NAME[?]mean="),
+        ("size=64", "expected NAME[?]mean="),
+        ("", "expected NAME[?]mean="),
+        ("mean=0.5&std=1,1,1", "mean has 1 numbers; expected 3, one a channel"),
+    ],
+)
+def test_a_wrong_normalisation_is_one_line(query: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        build(f"resnet18?{query}")
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 64, 48), (4, 32, 32)])
 def test_simplified_vgg_takes_any_multiple_of_8(shape: tuple[int, int, int]) -> None:
     assert build("simplified_vgg", 4, shape)(torch.rand(2, *shape)).shape == (2, 4)
@@ -105,7 +168,7 @@ def test_images_that_no_network_takes() -> None:
 
 
 def test_unknown_name_is_one_line_with_close_matches() -> None:
-    with pytest.raises(UserError, match=r"'resnt18'; expected one of: simplified_vgg, googlenet, .*resnet18") as caught:
+    with pytest.raises(UserError, match=r"'resnt18'; expected one of: preactresnet18, simplified_vgg, googlenet, .*resnet18") as caught:
         models.check_name("resnt18")
     assert len(str(caught.value)) < 300
 
@@ -117,13 +180,13 @@ def test_addresses_are_not_names(name: str) -> None:
         models.check_name(name)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, "preactresnet18?mean=0.5,0.5,0.5&std=1,1,1"])
 def test_building_is_reproducible(name: str) -> None:
     first, second = build(name).state_dict(), build(name).state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, "preactresnet18?mean=0.5,0.5,0.5&std=1,1,1"])
 def test_nothing_works_in_place(name: str) -> None:
     """No activation changes the tensor that it is given."""
     model, seen = build(name).eval(), []

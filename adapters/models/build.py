@@ -12,6 +12,8 @@ from torch import nn
 
 from adapters.compat import import_timm
 from adapters.errors import UserError
+from adapters.models.normalised import normalised, split
+from adapters.models.preact_resnet import PreActResNet18
 from adapters.models.simplified_vgg import SimplifiedVGG
 from adapters.models.stems import Enlarged, fit_to_small_images, small_image_settings
 from adapters.registry import add
@@ -35,17 +37,20 @@ def build(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
 
     Every activation works out of place, so that it can be differentiated twice and by ``torch.func``. Nothing is
     downloaded. ``image_shape`` is (C, H, W); images shorter than 64 pixels get the stem that suits them
-    (``adapters.models.stems``), and where a network cannot take them, they are enlarged inside it. Raises
-    ``UserError`` for an unknown name or a network that is no image classifier.
+    (``adapters.models.stems``), and where a network cannot take them, they are enlarged inside it. ``name`` may end in
+    the normalisation that the network was trained with (``adapters.models.normalised``). Raises ``UserError`` for an
+    unknown name or a network that is no image classifier.
     """
     check_name(name)
-    if name in MODELS:
-        return MODELS[name](num_classes, image_shape)
-    return _out_of_place(_build_timm(name, num_classes, image_shape))
+    own, given = split(name)
+    if own in MODELS:
+        return normalised(MODELS[own](num_classes, image_shape), given, image_shape[0])
+    return normalised(_out_of_place(_build_timm(own, num_classes, image_shape)), given, image_shape[0])
 
 
 def check_name(name: str) -> None:
-    """Raise ``UserError`` unless ``name`` is one of ``MODELS`` or a name that timm knows."""
+    """Raise ``UserError`` unless ``name`` is one of ``MODELS`` or a name that timm knows, normalisation or not."""
+    name, _ = split(name)
     if name in MODELS:
         return
     timm = import_timm()
@@ -123,3 +128,4 @@ def _out_of_place(model: nn.Module) -> nn.Module:
 
 
 add(MODELS, "simplified_vgg", SimplifiedVGG)
+add(MODELS, "preactresnet18", PreActResNet18)
