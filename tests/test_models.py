@@ -168,7 +168,8 @@ def test_images_that_no_network_takes() -> None:
 
 
 def test_unknown_name_is_one_line_with_close_matches() -> None:
-    with pytest.raises(UserError, match=r"'resnt18'; expected one of: preactresnet18, simplified_vgg, googlenet, .*resnet18") as caught:
+    told = r"'resnt18'; expected one of: preactresnet18, simplified_vgg, googlenet, .*resnet18"
+    with pytest.raises(UserError, match=told) as caught:
         models.check_name("resnt18")
     assert len(str(caught.value)) < 300
 
