@@ -99,3 +99,22 @@ def test_a_bank_is_projected_and_measured_as_its_members(name: str, dtype: torch
         assert torch.allclose(other, expected, rtol=1e-6, atol=1e-9)
         assert torch.allclose(norm, BALLS[name](radius).norm(delta))
     assert torch.equal(Ball.norms(BALLS[name](1.0), bank[:1])[0], BALLS[name](1.0).norm(bank[0]))
+
+
+@pytest.mark.parametrize("name", list(BALLS))
+def test_where_the_gradient_points_inward_every_direction_is_free(name: str) -> None:
+    """The bound holds nothing back there, and has no multiplier."""
+    delta, v = torch.tensor([0.6, -0.6, 0.6]), torch.tensor([1.0, 2.0, -3.0])
+    ball = BALLS[name](float(BALLS[name](1.0).norm(delta)))
+    inward, outward = (ball.tangent(delta, sign * delta) for sign in (-1.0, 1.0))
+    assert torch.equal(inward.project(v), v)
+    assert float(inward.multiplier) == 0.0
+    assert not torch.equal(outward.project(v), v)
+
+
+@pytest.mark.parametrize("name", list(BALLS))
+def test_what_a_projection_leaves_is_on_the_boundary(name: str) -> None:
+    """Whichever way its rounding went: within a ten-thousandth of the radius."""
+    ball = BALLS[name](0.7)
+    delta = ball.project(torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert [bool(ball.on_boundary(share * delta)) for share in (1.0, 1 - 5e-5, 1 - 5e-4)] == [True, True, False]

@@ -8,7 +8,7 @@ from typing import Any
 import fake_records as fake
 import pytest
 
-from bench.report import effect
+from bench.report import effect, settings
 from bench.report.claims import claims
 from bench.report.names import DOES_NOT, HOLDS, IN_PART
 from bench.report.rows import Row, from_record
@@ -316,3 +316,70 @@ def test_every_way_to_run_ibau_has_a_line_of_its_own() -> None:
 def test_without_ibau_there_are_no_claims() -> None:
     assert claims([case("nad"), case("none")]) is None
     assert claims([]) is None
+
+
+def test_equal_variation_is_least_sensitive_too() -> None:
+    rows = [case(name, asr, poison_ratio=ratio) for name in ("ibau", "nad") for ratio, asr in ((0.2, 0.0), (0.05, 0.1))]
+    assert verdict(RATIO, *rows) == HOLDS
+
+
+def test_one_effective_baseline_of_several_is_enough_against_the_only_one() -> None:
+    def rows(name: str, *asrs: float) -> list[Row]:
+        return [
+            case(name, asr, attack=attack, clean_size=100)
+            for attack, asr in zip(("badnets", "blend"), asrs, strict=True)
+        ]
+
+    ours, useless, rival = rows("ibau", 0.0, 0.0), rows("nad", 0.9, 0.9), rows("tabor", 0.0, 0.0)
+    assert [verdict(part, *ours, *useless) for part in (ONLY_FEW, ONLY)] == [HOLDS, HOLDS]
+    assert verdict(ONLY_FEW, *ours, *useless, *rival) == DOES_NOT
+    assert verdict(ONLY, *ours, *useless, *rival) == IN_PART
+
+
+def test_one_setting_alone_is_not_everywhere() -> None:
+    ours = [case("ibau", attack=attack) for attack in ("badnets", "blend")]
+    assert verdict(ONLY, *ours, case("nad", 0.9)) is None
+    assert verdict(ONLY, *ours, case("nad", 0.9), case("nad", 0.9, attack="blend")) == HOLDS
+
+
+@pytest.mark.parametrize(("values", "expected"), [((0.03, 0.03, 0.01), HOLDS), ((0.02, 0.02, 0.02), DOES_NOT)])
+def test_a_gap_may_rest_on_its_way_but_has_to_end_lower(values: tuple[float, ...], expected: str) -> None:
+    sizes = [case("ibau", error_gap=gap, clean_size=n) for n, gap in zip((500, 2500, 5000), values, strict=True)]
+    assert verdict(SIZE, *sizes) == expected
+
+
+def test_verdicts_are_at_one_radius() -> None:
+    at = [case("ibau", asr, clean_size=100, radius=radius) for radius, asr in ((10.0, 0.0), (5.0, 0.9))]
+    assert verdict(FEW, *at) == HOLDS
+    assert verdict(FEW, at[1]) == DOES_NOT
+
+
+@pytest.mark.parametrize("status", ["diverged", "timeout"])
+def test_one_broken_repetition_is_no_effect_whatever_the_others_reach(status: str) -> None:
+    good, other = (case("ibau", 0.0, clean_size=100, seed=seed) for seed in (0, 1))
+    assert verdict(FEW, good, other) == HOLDS
+    assert verdict(FEW, good, broken(other, status)) == DOES_NOT
+
+
+def test_acc_is_lost_against_the_mean_of_the_victims() -> None:
+    rows = [
+        replace(case("ibau", 0.0, acc=0.84, clean_size=100, seed=seed), before={"acc": acc, "asr": 0.98})
+        for seed, acc in enumerate((0.9, 1.0))
+    ]
+    assert verdict(FEW, *rows) == verdict(FEW, *reversed(rows)) == DOES_NOT
+
+
+def test_the_victim_whose_asr_varies_most_counts() -> None:
+    ours = [case("ibau", asr, poison_ratio=ratio, attack=attack) for attack, far in (("badnets", 0.01), ("blend", 0.15))
+            for ratio, asr in ((0.2, 0.0), (0.05, far))]  # fmt: skip
+    nad = [case("nad", asr, poison_ratio=ratio, attack=attack) for attack in ("badnets", "blend")
+           for ratio, asr in ((0.2, 0.0), (0.05, 0.05))]  # fmt: skip
+    assert verdict(RATIO, *ours, *nad) == IN_PART
+    assert verdict(RATIO, *ours[:2], *nad[:2]) == HOLDS
+
+
+def test_where_the_papers_setting_is_not_there_the_largest_is_held_fixed() -> None:
+    rows = [case("ibau", clean_size=size, radius=2.5) for size in (50, 900, 100)]
+    assert settings.setting(rows, "clean_size", 5000) == 900
+    assert settings.setting([*rows, case("ibau")], "clean_size", 5000) == 5000
+    assert settings.setting([], "clean_size", 5000) is None

@@ -198,3 +198,12 @@ def test_a_norm_with_an_activation_keeps_it() -> None:
     norm = replace_batch_norm(BatchNormAct2d(8))
     images = torch.randn(2, 8, 4, 4)
     torch.testing.assert_close(norm(images), torch.relu(nn.GroupNorm(2, 8)(images)))
+
+
+def test_epsilon_is_told_at_the_delta_that_was_asked_for() -> None:
+    loose, tight = (
+        DpSgd(epochs=1, batch_size=60, delta=delta).run(network(), nothing(), context()).details
+        for delta in (1e-2, 1e-6)
+    )
+    assert (loose["delta"], tight["delta"]) == (1e-2, 1e-6)
+    assert loose["epsilon"] < tight["epsilon"]

@@ -290,3 +290,8 @@ def test_a_dry_run_estimates_from_records(place: Path, capsys: pytest.CaptureFix
     assert lines[-1].endswith("; 4 jobs of a kind that no record tells of are left out")
     joined = _dry_run(place, capsys, "--address", "host:6379")[-1]
     assert "on one worker (how many the cluster has is not known before it is joined), from 1 earlier" in joined
+
+
+def test_of_several_records_the_median_counts() -> None:
+    records = [_record("ibau", seconds, seed=seed) for seed, seconds in enumerate((10.0, 30.0, 500.0))]
+    assert Pace(records, CHECKED).cell(cell("ibau")) == Pace(records[1:2], CHECKED).cell(cell("ibau"))

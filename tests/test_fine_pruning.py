@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from adapters import models
-from adapters.defenses import FinePruning
+from adapters.defenses import FinePruning, fine_pruning, tuning
 from adapters.defenses.channel_mask import ChannelMask
 from adapters.defenses.feature_maps import captured, check_layers, last, stages, trace
 from adapters.defenses.fine_pruning import _parts, channel_activity
@@ -176,3 +176,42 @@ def test_the_paper_and_timm_networks_have_a_last_map_and_three_stages(
     assert [outputs[one].shape[2] for one in found] == sizes
     model(IMAGE)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_what_remains_alone_is_tuned_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[LabelledImages] = []
+
+    def tuned(model: nn.Module, clean: LabelledImages, *rest: Any, **more: Any) -> Any:
+        seen.append(clean)
+        return tuning.tune(model, clean, *rest, **more)
+
+    monkeypatch.setattr(fine_pruning, "tune", tuned)
+    FinePruning(epochs=1, validation_share=0.2).run(network(), data(), context())
+    _, rest = _parts(data(), 0.2, torch.Generator().manual_seed(0))
+    assert torch.equal(seen[0].images, rest.images)
+
+
+@pytest.mark.parametrize("batch_norm", ["train", "eval"])
+def test_tuning_does_what_its_settings_say(batch_norm: Literal["train", "eval"]) -> None:
+    """A rate of zero moves nothing, decay shrinks what has no gradient, and statistics follow the set or stay."""
+    still = network()
+    nothing = tuning.Tuning(epochs=1, lr=1.0, schedule=lambda epoch: 0.0, batch_norm=batch_norm, precision="float32")
+    tuning.tune(still, data(), nothing, context(), torch.Generator().manual_seed(0))
+    for mine, theirs in zip(still.parameters(), network().parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert torch.equal(still[1].running_mean, network()[1].running_mean) == (batch_norm == "eval")
+    shrunk = network()
+    decay = tuning.Tuning(epochs=1, lr=0.5, weight_decay=0.1, momentum=0.0, batch_size=60, precision="float32")
+    tuning.tune(
+        shrunk, data(), decay, context(), torch.Generator().manual_seed(0),
+        loss=lambda model, images, labels: 0.0 * model(images).sum(),
+    )  # fmt: skip
+    torch.testing.assert_close(shrunk[0].weight, network()[0].weight * (1 - 0.5 * 0.1))
+
+
+def test_channels_are_judged_in_evaluation_mode() -> None:
+    found = [
+        FinePruning(epochs=1, precision="float32").run(network().train(mode), data(), context())
+        for mode in (True, False)
+    ]
+    assert found[0].details == found[1].details

@@ -134,3 +134,11 @@ def test_auto_is_a_value_of_a_sweep_file_and_other_words_are_not(tmp_path: Path)
         spec.load(path, ("resources.gpu=most",), tmp_path)
     with pytest.raises(UserError, match=r"^resources\.gpu: found -1; expected greater than or equal to 0"):
         spec.load(path, ("resources.gpu=-1",), tmp_path)
+
+
+def test_the_largest_peak_counts_wherever_it_stands() -> None:
+    for peaks in ((3, 6), (6, 3)):
+        records = [_record(peak * GIB, seed=seed) for seed, peak in enumerate(peaks)]
+        assert resolved(AUTO, [cell()], [lambda records=records: records], MEMORY)[0].gpu == 1 / 10  # type: ignore[misc]
+    kinds = [_record(6 * GIB, model="other"), _record(1 * GIB)]
+    assert resolved(AUTO, [cell(), cell(model="other")], [lambda: kinds], MEMORY)[0].gpu == 1 / 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -128,3 +129,80 @@ def test_a_run_without_one_finite_hypergradient_is_not_ok() -> None:
     images, labels = clean_set(40, torch.float32)
     outcome = IBAU(L2Ball(1.0), replace(FAST, rounds=1)).unlearn(Rooted(torch.float32).eval(), images, labels)
     assert (outcome.status, outcome.reason) == ("diverged", "no hypergradient was finite; no step was taken")
+
+
+def test_undos_in_a_row_exhaust_it_and_each_makes_the_rate_smaller() -> None:
+    model, guard = watched()
+    for undone in range(1, SETTINGS.retries + 2):
+        lose(model, 0.9)
+        assert not guard.check().sound
+        assert guard.rate == SETTINGS.shrink**undone
+        assert guard.exhausted is (undone > SETTINGS.retries)
+
+
+def test_a_sound_check_between_undos_starts_the_count_anew() -> None:
+    model, guard = watched()
+    for lost in (0.9, 0.9, 0.9, 0.9, 0.0, 0.9, 0.9, 0.9, 0.9):
+        lose(model, lost)
+        guard.check()
+    assert (guard.undone, guard.exhausted) == (8, False)
+
+
+@pytest.mark.parametrize(("shift", "sound"), [(0.5, True), (3.0, False)])
+def test_the_loss_may_rise_by_so_much(shift: float, sound: bool) -> None:
+    """By 0.3 and by 2.1 nats, whatever the accuracy."""
+    model, guard = watched()
+    guard.settings = GuardSettings(loss_rise=0.5, accuracy_drop=1.0, final_drop=1.0)
+    lose(model, shift)
+    verdict = guard.check()
+    assert verdict.sound is sound
+    assert (verdict.loss - guard.before.loss < 0.5) is sound
+
+
+def test_an_undo_brings_the_optimisers_state_back() -> None:
+    images, model = torch.linspace(0, 1, 100).view(-1, 1, 1, 1), Shifted()
+    network = Network(model)
+    optimizer = torch.optim.Adam(network.module.parameters(), lr=1e-3)
+    guard = Guard(SETTINGS, network, optimizer, images, torch.zeros(100, dtype=torch.int64))
+
+    def step(gradient: float) -> None:
+        network.module.threshold.grad = torch.tensor(gradient)
+        optimizer.step()
+
+    step(1.0)
+    assert guard.check().sound
+    kept = {key: value.clone() for key, value in optimizer.state_dict()["state"][0].items()}
+    step(-100.0)
+    lose(network.module, 0.9)  # type: ignore[arg-type]
+    assert not guard.check().sound
+    back = optimizer.state_dict()["state"][0]
+    assert {key: float(value) for key, value in back.items()} == {key: float(value) for key, value in kept.items()}
+
+
+def test_what_was_undone_is_taken_again_from_where_the_method_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its warm-up and its schedule too; and the guard is told what share of the rates is to come."""
+    model, (images, _) = tiny(torch.float32), clean_set(200, torch.float32)
+    with torch.no_grad():
+        labels = model(images).argmax(dim=1)
+    asked: list[tuple[float, int]] = []
+    told: list[float] = []
+    rate, check = Recipe.rate, Guard.check
+
+    def rated(self: Recipe, progress: float, step: int = 10**9) -> float:
+        asked.append((progress, step))
+        return rate(self, progress, step)
+
+    def checked(self: Guard, to_come: float = 1.0) -> Any:
+        told.append(to_come)
+        return check(self, to_come)
+
+    monkeypatch.setattr(Recipe, "rate", rated)
+    monkeypatch.setattr(Guard, "check", checked)
+    guard = GuardSettings(every=5, retries=20)
+    recipe = replace(FAST, rounds=1, sharp=None, outer_lr=10.0, guard=guard)
+    outcome = IBAU(L2Ball(1.0), recipe).unlearn(model, images, labels)
+    assert outcome.rounds[0].undone >= 5
+    assert asked[:5] == asked[5:10] == [(step / 15, step) for step in range(5)]
+    assert asked[-1] == (14 / 15, 14)
+    assert told[:2] == [pytest.approx(recipe.to_come(5 / 15))] * 2
+    assert told[-1] == pytest.approx(0.0, abs=1e-9)

@@ -254,3 +254,26 @@ def test_what_an_earlier_run_took_orders_the_rest_of_it_and_tells_the_time_left(
     assert queue.seconds_left(2) == 2 * (0.0 + 30.0 + 20.0) / 2
     jobs = [queue.next() for _ in range(6)]
     assert [job.cell.defense["name"] for job in jobs if job] == [*["fine_tuning"] * 2, *["ibau"] * 2, *["none"] * 2]
+
+
+def test_a_running_job_counts_as_half_done() -> None:
+    queue = JobQueue([cell("ibau", seed=seed) for seed in range(3)], lambda one: True, {})
+    first, second = queue.next(), queue.next()
+    assert first is not None
+    assert second is not None
+    queue.started(first)
+    queue.finish(first, 8.0)
+    assert queue.seconds_left(1) == 16.0
+    queue.started(second)
+    assert queue.seconds_left(1) == 12.0
+
+
+def test_victims_that_all_failed_leave_the_time_left_known() -> None:
+    queue = JobQueue(_cells(), lambda one: one.poison_ratio != RATIOS[0], {})
+    victim = queue.next()
+    assert victim is not None
+    assert victim.kind == "victim"
+    queue.fail_victim(victim)
+    while (job := queue.next()) is not None:
+        queue.finish(job, 1.0)
+    assert queue.seconds_left(1) == 0.0

@@ -170,3 +170,15 @@ def test_a_record_of_another_worker_says_nothing_of_gaps() -> None:
     ledger = Ledger()
     ledger.add({"seconds": 1.0, "record": record().line().decode()})
     assert (ledger.gaps, ledger.besides, ledger.busy) == ([], [], 1.0)
+
+
+def test_the_entry_holds_what_the_ledger_counted() -> None:
+    ledger = Ledger()
+    for seconds, work, gap in ((30.0, 6.0, 1.0), (10.0, 4.0, 2.0), (5.0, 1.0, 9.0)):
+        ledger.add({"seconds": seconds, "work": work, "gap": gap})
+    ledger.offers, ledger.first_start, ledger.last_end = [(100.0, 2)], 100.0, 150.0
+    entry = ledger.entry(finished=True)
+    figures = [entry[f"{name}seconds"] for name in ("", "offered_", "busy_", "work_")]
+    assert figures == [50.0, 100.0, 45.0, 11.0]
+    assert entry["gap_seconds"] == {"count": 3, "median": 2.0, "worst": 9.0}
+    assert entry["besides_seconds"] is None

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from adapters.defenses import Nad
+from adapters.defenses import Nad, nad
 from adapters.defenses.attention import attention_loss, attention_map
 from adapters.defenses.augmentation import crop_flip_cutout
 from adapters.defenses.nad import distillation
 from adapters.defenses.tuning import frozen_copy
-from adapters.protocols import DefenseContext, LabelledImages
+from adapters.protocols import DefenseContext, DefenseResult, LabelledImages
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 5), st.integers(1, 5))
 
@@ -119,3 +119,40 @@ def test_half_of_the_images_are_mirrored() -> None:
     out = crop_flip_cutout(images, torch.Generator().manual_seed(0))
     falling = (out[:, 0, 16, 10] > out[:, 0, 16, 20]).float().mean()
     assert 0.4 < float(falling) < 0.6
+
+
+def test_the_rate_falls_after_the_first_epochs_and_training_is_as_set() -> None:
+    tuning = Nad(lr=0.5, low_lr=0.05, high_lr_epochs=2, weight_decay=3e-4, momentum=0.7, batch_size=9)._tuning(5)
+    assert [tuning.lr * tuning.schedule(epoch) for epoch in range(4)] == pytest.approx([0.5, 0.5, 0.05, 0.05])
+    assert (tuning.epochs, tuning.nesterov, tuning.weight_decay) == (5, True, 3e-4)
+    assert (tuning.momentum, tuning.batch_size) == (0.7, 9)
+
+
+def run(defense: Nad, model: nn.Module) -> DefenseResult:
+    data = LabelledImages(torch.rand(20, 3, 8, 8), torch.arange(20) % 3)
+    context = DefenseContext(num_classes=3, device=torch.device("cpu"), seed=0)
+    return defense.run(model, data, context)
+
+
+def test_the_student_learns_from_the_tuned_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[nn.Module] = []
+    monkeypatch.setattr(
+        nad, "distillation", lambda teacher, *rest: seen.append(teacher) or distillation(teacher, *rest)
+    )
+    victim = network().eval()
+    run(Nad(teacher_epochs=1, epochs=1, batch_size=10, precision="float32"), victim)
+    assert not torch.equal(seen[0][0].weight, victim[0].weight)  # type: ignore[index]
+
+
+def test_the_last_stages_have_the_last_weights() -> None:
+    settings = {"teacher_epochs": 1, "epochs": 1, "batch_size": 10}
+    assert run(Nad(betas=(1.0, 2.0), **settings), network().eval()).details == {"layers": ["2", "3"], "betas": [1, 2]}
+    few = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)).eval()
+    assert run(Nad(**settings), few).details == {"layers": ["0", "1"], "betas": [1000.0, 1000.0]}
+
+
+def test_teacher_and_student_see_preprocessed_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(nad, "crop_flip_cutout", lambda images, generator: seen.append(len(images)) or images)
+    run(Nad(teacher_epochs=1, epochs=3, batch_size=10, preprocessing="published"), network().eval())
+    assert seen == [10, 10] * 4

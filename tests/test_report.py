@@ -363,3 +363,8 @@ def test_matplotlib_is_imported_late_and_left_as_it_was() -> None:
         "from bench.report import style\nwith style.drawing(): pass\nassert dict(m.rcParams) == old"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_best_baseline_is_so_by_acc_minus_asr() -> None:
+    found = marks.mark({"a": marks.Outcome("nad", 0.9, 0.15, 0.9), "b": marks.Outcome("tabor", 0.85, 0.0, 0.9)})
+    assert found == {"a": ([], []), "b": ([marks.BEST], [marks.BEST])}

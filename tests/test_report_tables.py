@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from adapters.defenses import FineTuning, Ibau
 from bench import published
-from bench.report import beside, cases, figures, marks, paper, style, sweep_files, tables
+from bench.report import beside, cases, effect, figures, marks, paper, style, sweep_files, tables
 from bench.report.figures import rounds
 from bench.report.groups import groups, variants
 from bench.report.records_table import records as records_table
@@ -486,3 +486,26 @@ def test_curves_leave_out_models_that_are_never_returned() -> None:
     row = from_record(wm("nad") | {"rounds": told})
     assert [index for index, _ in rounds._trace(row, "asr")] == [0, 2]
     assert list(rounds._trigger_curves([row])["badnets"]) == [2]
+
+
+def test_passes_of_table_6_are_those_of_a_clean_image() -> None:
+    record = wm() | {"seconds_to_effect": 2.0, "passes": {"forward": 30_000, "backward": 25_000}}
+    (row,) = made(record)["6_seconds_to_effect"].table.rows
+    assert row[5].text == "11"  # of 5,000
+
+
+def test_tables_7_and_8_are_at_one_poison_ratio() -> None:
+    gaps = {0.2: (0.02, 0.01), 0.05: (0.5, 0.4)}
+    records = [
+        wm(clean_size=size, poison_ratio=ratio) | {"error_gap": gap}
+        for ratio, each in gaps.items()
+        for size, gap in zip((500, 5000), each, strict=True)
+    ]
+    assert [row[2].text for row in made(*records)["8_clean_images"].table.rows] == ["2.00", "1.00"]
+
+
+def test_a_trigger_with_settings_of_its_own_is_not_in_table_6() -> None:
+    attacks: tuple[Any, ...] = ("badnets", {"name": "badnets", "size": 5})
+    rows = [from_record(case(attack=attack) | {"seconds_to_effect": 2.0}) for attack in attacks]
+    assert [row.changed_trigger for row in rows] == [False, True]
+    assert [row.attack for row in effect.chosen(rows)[0]] == ["badnets"]

@@ -223,3 +223,35 @@ def test_timings_of_two_machines_are_in_no_table(tmp_path: Path) -> None:
     write(tmp_path, PART, other)
     with pytest.raises(UserError, match="has device 'B'; expected 'A"):
         timings.table(tmp_path, "engine")
+
+
+def test_a_multiple_is_of_the_sums_of_seconds() -> None:
+    records = [timed("ibau", seconds, seed=seed) for seed, seconds in enumerate((2.0, 6.0))]
+    records += [timed("nad", seconds, seed=seed) for seed, seconds in enumerate((40.0, 30.0))]
+    rows = {row[0].text: row for row in table(*records).rows}
+    assert (rows["NAD"][2].text, rows["NAD"][2].note) == ("8.8", "2 cells")  # 70 / 8, not (20 + 5) / 2
+
+
+def test_times_of_other_numbers_of_threads_enter_no_ratio() -> None:
+    more = timed("nad", 90.0)
+    more["provenance"] = more["provenance"] | {"threads": 4}
+    assert [row[2].text for row in table(timed("ibau", 2.0), more).rows] == ["–", "1.0"]
+
+
+def test_the_yardstick_is_the_quickest_of_those_with_most_effects() -> None:
+    def ours(recipe: str, *seconds: float | None) -> list[dict[str, Any]]:
+        cells = enumerate(seconds)
+        return [timed("ibau", one, defense={"name": "ibau", "recipe": recipe}, seed=seed) for seed, one in cells]
+
+    nad = [timed("nad", 40.0, seed=seed) for seed in (0, 1)]
+    rows = {row[0].text: row[2].text for row in table(*ours("fast", 2.0, 2.0), *ours("paper", 8.0, 8.0), *nad).rows}
+    assert rows == {"NAD": "20.0", "I-BAU (recipe fast)": "1.0", "I-BAU (recipe paper)": "4.0"}
+    rows = {row[0].text: row[2].text for row in table(*ours("fast", 2.0, None), *ours("paper", 8.0, 8.0), *nad).rows}
+    assert rows == {"NAD": "5.0", "I-BAU (recipe fast)": "0.2", "I-BAU (recipe paper)": "1.0"}
+
+
+def test_runs_on_one_victim_are_cells_of_their_own() -> None:
+    records = [timed(name, seconds, run=run) for name, each in (("ibau", (2.0, 6.0)), ("nad", (40.0, 30.0)))
+               for run, seconds in enumerate(each, 1)]  # fmt: skip
+    rows = {row[0].text: row for row in table(*records).rows}
+    assert (rows["NAD"][2].text, rows["NAD"][2].note) == ("8.8", "2 cells")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -16,13 +17,13 @@ from torch import Tensor, nn
 
 from adapters import defenses, models
 from adapters.protocols import Defense, DefenseContext, DefenseResult, LabelledImages, TrainingContext
-from bench import clock, run_cell, scoring
+from bench import clock, defense_run, run_cell, scoring
 from bench.cells import Cell
-from bench.defense_run import Clock
+from bench.defense_run import Clock, _TimedContext, has_effect
 from bench.memory import PeakMemory
 from bench.provenance import Commit, commit, provenance
 from bench.records import Record
-from bench.run_cell import CellRunner, _Recent
+from bench.run_cell import CellRunner, _Recent, _Trace
 from bench.scoring import Scorer
 from bench.seeds import derive_seed
 from bench.splits import split_test
@@ -58,6 +59,8 @@ class Scripted(Defense):
         if self.do == "poison":
             with torch.no_grad():
                 next(model.parameters()).fill_(float("nan"))
+        if self.do == "hook":
+            model.register_forward_hook(lambda module, inputs, output: -output)
         if self.do == "spoil":
             clean.images.zero_()
             clean.labels.zero_()
@@ -482,3 +485,91 @@ def test_the_stopwatch_runs_while_models_are_scored_and_not_while_they_are_defen
     del seen[:]
     assert runner.run(_cell("poison")).status == "diverged"
     assert seen == [("defended", False), ("scored", True)]
+
+
+@pytest.mark.parametrize(
+    ("acc", "asr", "effect"),
+    [(0.9, 0.0, True), (0.9, 0.199, True), (0.9, 0.2, False), (0.9, 0.25, False), (0.81, 0.0, True),
+     (0.79, 0.0, False), (1.0, 0.0, True), (0.2, 0.0, False)],
+)  # fmt: skip
+def test_effect_is_an_asr_under_a_fifth_and_ten_points_of_acc_at_most(acc: float, asr: float, effect: bool) -> None:
+    assert has_effect(0.9, acc, asr) is effect
+    assert has_effect(0.3, 0.9, 0.0)  # more accurate than before is no loss
+    assert not has_effect(0.9, acc, asr, helper=True)
+
+
+def _scores(acc: float, asr: float) -> Any:
+    return SimpleNamespace(acc=acc, asr=asr, clean_count=10, per_trigger=())
+
+
+def test_the_first_round_with_effect_counts_against_the_victim_on_the_same_images() -> None:
+    """Helpers' rounds do not; the traced images' own ACC is what is lost of, not that of all images."""
+    found = iter([(0.9, 0.9), (0.9, 0.0), (0.9, 0.0), (0.65, 0.0), (0.85, 0.0), (0.9, 0.0)])
+    tracer = SimpleNamespace(score=lambda model: _scores(*next(found)))
+    prepared = SimpleNamespace(tracer=tracer, before_traced=_scores(0.9, 1.0), before=_scores(0.7, 1.0))
+    trace = _Trace(prepared, clock.Stopwatch())  # type: ignore[arg-type]
+    for seconds, helper in ((1.0, False), (2.0, True), (3.0, True), (4.0, False), (5.0, False), (6.0, False)):
+        trace(nn.Identity(), {"helper": helper}, seconds)
+    assert trace.seconds_to_effect == 5.0
+
+
+def test_what_comes_out_is_compared_with_the_victim(runner: CellRunner) -> None:
+    record = runner.run(_cell("poison"))  # NaN: nothing right, nothing hit, whatever the image
+    assert record.victim is not None
+    assert record.victim.asr is not None
+    assert record.victim.asr != record.victim.acc
+    assert record.victim.ra
+    assert (record.acc, record.asr) == (0, 0)
+    assert record.der == pytest.approx((record.victim.asr - record.victim.acc + 1) / 2)
+    assert record.error_gap == 0  # of all images wrong and all images wrong
+    assert record.seconds_to_effect is None  # all of the accuracy is lost
+
+
+def test_a_defense_that_acts_by_a_hook_alone_is_scored(runner: CellRunner) -> None:
+    record = runner.run(_cell("hook"))
+    assert record.status == "ok", record.reason
+    assert record.victim is not None
+    assert record.acc is not None
+    assert record.acc < record.victim.acc
+
+
+def test_only_the_defenses_own_seconds_run_out() -> None:
+    for own, late in ((0.5, False), (1.5, True)):
+        context = _TimedContext(num_classes=3, device=CPU, seed=0, deadline=0.0, clock=Clock(CPU, own), limit=1.0)
+        assert context.out_of_time() is late
+
+
+def test_a_round_is_no_time_of_the_defense(runner: CellRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(defense_run, "now", lambda device: now[0])
+    prepared = runner.prepare(_cell("round"))
+
+    def scored(model: nn.Module, info: Any, seconds: float) -> None:
+        now[0] += 100.0
+
+    clean = defense_run.clean_set(_cell("round"), prepared, CPU)
+    work = defense_run.DefenseRun(_cell("round"), prepared, clean, CPU, scored)
+    work.run()
+    assert now == [200.0]
+    assert work.seconds == 0.0
+
+
+def test_layouts_are_of_the_victim_and_then_of_what_came_out(
+    runner: CellRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(run_cell, "lay_out", lambda models, *rest: seen.extend(models))
+    runner.run(_cell("poison", tsne_images=12))
+    assert seen[0] is runner.prepare(_cell("poison")).victim.model
+    assert all(bool(x.isfinite().all()) for x in seen[0].parameters())
+    assert not all(bool(x.isfinite().all()) for x in seen[1].parameters())
+
+
+def test_seconds_of_several_spans_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter((0.0, 2.0, 10.0, 13.0))
+    monkeypatch.setattr(defense_run, "now", lambda device: next(times))
+    watch = Clock(CPU)
+    for _ in "12":
+        watch.start()
+        watch.stop()
+    assert watch.seconds == 5.0

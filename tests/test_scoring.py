@@ -279,3 +279,23 @@ def test_absolute_interval(first: float, second: float) -> None:
     low, high = sorted((first, second))
     image = np.abs(np.linspace(low, high, 2001))
     assert absolute((low, high)) == pytest.approx((image.min(), image.max()), abs=1e-3)
+
+
+def test_identity_tells_two_triggers_of_one_target_apart() -> None:
+    data = made()
+    split = split_test(data, 0)
+    blend, badnets = ([(build(name, SHAPE, 0), AllToOne(1))] for name in ("blend", "badnets"))
+    assert Scorer(data, split, blend, CPU).identity != Scorer(data, split, badnets, CPU).identity
+
+
+def test_the_interval_of_the_error_gap_is_newcombes_of_both_counts() -> None:
+    data, model, attacks = made(), random_model(0), attack_list("one")
+    split = split_test(data, 0)
+    scorer = Scorer(data, split, attacks, CPU)
+    chosen = split.pool_indices[:7]
+    clean = LabelledImages(data.test.images[chosen], data.test.labels[chosen])
+    gap, scores = scorer.error_gap(model, clean), scorer.score(model)
+    assert gap is not None
+    error = 1 - oracle(model, data, chosen.tolist(), attacks)[2]
+    counts = int((clean.labels != 1).sum()), scores.triggered_count
+    assert gap.interval == pytest.approx(absolute(newcombe(error, counts[0], 1 - scores.ra, counts[1])), abs=1e-6)

@@ -199,3 +199,9 @@ def test_the_first_term_is_one_step_of_the_series_without_a_product() -> None:
     assert (found.status, found.steps) == ("max_steps", 0)
     assert math.isnan(found.residual)
     assert FirstTerm().solve(refuse, b * float("nan")).status == "diverged"
+
+
+@pytest.mark.parametrize("name", ITERATIVE)
+def test_the_residual_is_a_share_of_the_right_hand_side(name: str) -> None:
+    solution = SOLVERS[name](max_steps=0).solve(lambda v: v, torch.full((4,), 7.0, dtype=torch.float64))
+    assert (solution.residual, solution.status) == (pytest.approx(1.0), "max_steps")

@@ -92,3 +92,10 @@ def test_clean_size_out_of_range(size: int) -> None:
 def test_pool_that_leaves_nothing(pool_size: int) -> None:
     with pytest.raises(UserError, match=r"cell.dataset: 'made' has 40 test images"):
         split_test(data_of(torch.arange(40) % 4, pool_size, 4), 0)
+
+
+def test_which_class_comes_first_is_drawn() -> None:
+    data = data_of(torch.arange(200) % 4, 100, 4)
+    pools = [split_test(data, seed).pool_indices for seed in range(20)]
+    assert {int(data.test.labels[pool[0]]) for pool in pools} == {0, 1, 2, 3}
+    assert len({tuple(data.test.labels[pool[:4]].tolist()) for pool in pools}) > 4

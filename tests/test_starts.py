@@ -322,3 +322,71 @@ def test_relative_steps_want_a_finite_radius() -> None:
     objective = UniversalLoss(network, images, labels)
     with pytest.raises(ValueError, match="radius: found inf; expected a finite one"):
         ascend([objective], network.theta, torch.zeros(3, 8, 8), L2Ball(math.inf), settings)
+
+
+def outer_losses(monkeypatch: pytest.MonkeyPatch, recipe: Any, harm: list[float] | None = None) -> list[Any]:
+    """(outer loss, inner loss of the response) of each outer step; with a bank of such harm."""
+    outer: list[Any] = []
+    inner: list[Any] = []
+    plain, product, bank = unlearning.value_and_gradients, unlearning.response_product, Search.bank
+
+    def differentiated(loss: Any, *rest: Any, **more: Any) -> Any:
+        outer.append(loss)
+        return plain(loss, *rest, **more)
+
+    def responded(loss: Any, *rest: Any) -> Any:
+        inner.append(loss)
+        return product(loss, *rest)
+
+    def found(self: Search, climb: Any) -> AscentResult:
+        if harm is None:
+            return bank(self, climb)
+        self.harm = torch.tensor(harm)
+        return AscentResult(torch.zeros(len(harm), 3, 8, 8), torch.zeros(2), "ascended", torch.tensor(harm))
+
+    monkeypatch.setattr(unlearning, "value_and_gradients", differentiated)
+    monkeypatch.setattr(unlearning, "response_product", responded)
+    monkeypatch.setattr(Search, "bank", found)
+    images, labels = images_of(60)
+    IBAU(L2Ball(2.0), recipe).unlearn(Planted(), images, labels)
+    return list(zip(outer, inner or [None] * len(outer), strict=True))
+
+
+SOFT = replace(FAST, rounds=1, outer_steps=4, batch_size=20, autocast=False, outer_lr=0.0, guard=None)
+
+
+def test_each_phase_has_its_share_of_carriers(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = outer_losses(monkeypatch, replace(SOFT, carriers=(0.5, 0.1), sharp=None))
+    assert [int(outer.carriers.sum()) for outer, _ in steps] == [10, 10, 2, 2]
+
+
+def test_images_carry_the_harmful_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    for outer, _ in outer_losses(monkeypatch, replace(SOFT, sharp=None), [1e-3, 1e6, 1e-3]):
+        assert outer.assignment.tolist() == [1] * 20
+
+
+def test_the_response_is_of_the_carriers_and_what_they_carry(monkeypatch: pytest.MonkeyPatch) -> None:
+    for outer, inner in outer_losses(monkeypatch, replace(SOFT, implicit=True, carriers=(0.5,), sharp=None)):
+        assert torch.equal(inner.images, outer.images[outer.carriers])
+        assert torch.equal(inner.labels, outer.labels[outer.carriers])
+        assert torch.equal(inner.assignment, outer.assignment[outer.carriers])
+
+
+@pytest.mark.parametrize(("harm", "steps"), [(0.5, 2), (2.0, 4)])
+def test_fragile_is_what_is_so_at_most_places(monkeypatch: pytest.MonkeyPatch, harm: float, steps: int) -> None:
+    """The median decides: one window that stands out is a backdoor's."""
+    recipe = replace(SOFT, sharp=Sharp(harm=harm, outer_steps=2))
+    assert len(outer_losses(monkeypatch, recipe, [1.0, 1.0, 1.0, 100.0])) == steps
+
+
+@pytest.mark.parametrize(("enough", "status"), [(1e-9, "ascended"), (1e9, "no_gain")])
+def test_starts_that_are_harmful_enough_from_the_first_have_ascended(enough: float, status: str) -> None:
+    """And need climb no further: on the same images all the while; in a ball that is a point, nothing climbs."""
+    images, labels = images_of(3)
+    network, settings = Network(Planted()), MultiStart(windows=False, whole=1)
+    windows = survey_windows(settings, images.shape[1:])[:1]
+    found = ascend_from_many(
+        network, lambda count: (images, labels), images.shape[1:], network.theta, L2Ball(0.0), settings, windows,
+        each=3, enough=enough,
+    )  # fmt: skip
+    assert found.status == status

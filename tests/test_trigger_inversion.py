@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 
 from adapters.defenses import DeepInspect, NeuralCleanse, Tabor, tabor
 from adapters.defenses.cost_schedule import CostSchedule
-from adapters.defenses.inversion import Network, _Stream
+from adapters.defenses.deep_inspect import Gan
+from adapters.defenses.inversion import Network, Search, _descent, _State, _Stream, _towards
 from adapters.defenses.masked_triggers import MaskedTriggers
 from adapters.defenses.tabor import Regularisers, cut_out, elastic_net, roughness, score
+from adapters.defenses.trigger_gan import Critic, TriggerGenerator
 from adapters.defenses.trigger_synthesis import Synthesis, TriggerSynthesis, stamped
 from adapters.protocols import DefenseContext, LabelledImages
 
@@ -286,3 +289,145 @@ class TestTabor:
         attack, crop = tabor.judge(Network(Backdoored(), "float32", 7), made, clean())
         assert attack.tolist() == [0, 0, 0, 0, 1, 0]
         assert crop.tolist() == [1] * CLASSES
+
+
+def test_every_flagged_trigger_is_stamped() -> None:
+    images = torch.full((200, 1, 2, 2), 0.5)
+    change = stamped(
+        lambda batch, classes: torch.zeros_like(batch) + classes[:, None, None, None].float(), (3, 5), 1.0,
+        torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    values = change(images)[:, 0, 0, 0]
+    assert 60 < int((values == 3.0).sum()) < 140
+    assert int((values == 5.0).sum()) == 200 - int((values == 3.0).sum())
+
+
+def test_images_of_the_class_itself_are_left_out_of_its_search() -> None:
+    """A trigger that changes nothing: own images are of the class already, and say nothing of it."""
+    network, data = Network(Backdoored(), "float32", 1000), clean(30)
+    nothing = MaskedTriggers(torch.zeros(2, 1, SIZE, SIZE), torch.zeros(2, 3, SIZE, SIZE))
+    classes = torch.tensor([1, TARGET])
+    with torch.no_grad():
+        loss, hits, asked = _towards(network, nothing, data, classes)
+        for row, label in enumerate(classes.tolist()):
+            others = data.images[data.labels != label]
+            goals = torch.full((len(others),), label)
+            expected = nn.functional.cross_entropy(network.logits(others), goals)
+            assert float(loss[row]) == pytest.approx(float(expected), rel=1e-5)
+    assert (hits.tolist(), asked.tolist()) == ([0, 0], [25, 25])
+
+
+def test_the_smallest_trigger_that_worked_is_kept() -> None:
+    state = _State(2, torch.zeros(1, 3, SIZE, SIZE), 0.1, torch.Generator().manual_seed(0))
+    objective, classes = SimpleNamespace(size=lambda triggers: triggers.norms()), torch.arange(2)
+    kept = []
+    for raw, rates in ((0.0, (0.5, 1.0)), (-1.0, (1.0, 1.0)), (1.0, (1.0, 0.9)), (-2.0, (0.4, 0.2))):
+        with torch.no_grad():
+            state.mask.fill_(raw)
+        state.keep(classes, torch.tensor(rates), 0.9, objective)  # type: ignore[arg-type]
+        kept.append(state.found(True).norms / SIZE**2)
+    unit = {raw: (np.tanh(raw) + 1) / 2 for raw in (0.0, -1.0, 1.0)}
+    expected = [[unit[0.0]] * 2, [unit[-1.0]] * 2, [unit[-1.0]] * 2, [unit[-1.0]] * 2]
+    np.testing.assert_allclose(torch.stack(kept).numpy(), expected, rtol=1e-5)
+    assert state.rates.tolist() == [1.0, 1.0]
+
+
+def test_the_success_that_is_asked_for_is_enough() -> None:
+    """Of all images too: the cost then rises and the mask shrinks."""
+    settings: Any = {**SEARCH, "precision": "float32", "unlearning_epochs": 1}
+    result = NeuralCleanse(success=1.0, **settings).run(Backdoored(), clean(), context())
+    assert result.details["success_rates"][TARGET] == 1.0
+    assert result.details["norms"][TARGET] < 4
+
+
+def test_a_class_whose_cost_never_rose_is_not_done() -> None:
+    schedule = CostSchedule(1, initial=0.1, factor=2.0, patience=2, early_stop=3)
+    for success in (True, True, False, False, *[True, False] * 6):  # start, lower, and never two in a row
+        schedule.update(torch.tensor([success]), torch.tensor([5.0]))
+        assert schedule.active.all()
+    assert float(schedule.weights) == pytest.approx(0.1 / 2**1.5)
+
+
+def test_tabors_settings_reach_its_terms_and_its_score_is_of_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    plain = Search.run
+
+    def run(self: Search, *given: Any) -> Any:
+        seen.extend([given[2], plain(self, *given)])
+        return seen[-1]
+
+    attack, crop = torch.linspace(0.2, 1.0, CLASSES), torch.linspace(0.9, 0.4, CLASSES)
+    monkeypatch.setattr(Search, "run", run)
+    monkeypatch.setattr(tabor, "judge", lambda *given: (attack, crop))
+    defense = Tabor(
+        steps=2, batches_per_step=1, outside=1.0, scatter=2.0, scatter_outside=3.0, blocking=4.0, overlaying=5.0,
+        precision="float32", unlearning_epochs=1,
+    )  # fmt: skip
+    details = defense.run(Backdoored(), clean(), context()).details
+    assert seen[0] == Regularisers(outside=1.0, scatter=2.0, scatter_outside=3.0, blocking=4.0, overlaying=5.0)
+    np.testing.assert_allclose(details["scores"], score(seen[1].triggers, attack, crop).numpy(), atol=1e-5)
+    np.testing.assert_allclose(details["attack_accuracies"], attack.numpy(), atol=1e-5)
+
+
+def test_own_images_are_no_success_of_an_attack() -> None:
+    """Triggers that change nothing send no image of another class anywhere."""
+    nothing = MaskedTriggers(torch.zeros(CLASSES, 1, SIZE, SIZE), torch.ones(CLASSES, 3, SIZE, SIZE))
+    attack, _ = tabor.judge(Network(Backdoored(), "float32", 7), nothing, clean())
+    assert attack.tolist() == [0] * CLASSES
+
+
+def test_the_cost_weighs_the_objectives_own_size() -> None:
+    network = Network(Backdoored().requires_grad_(False), "float32", 1000)
+    state = _State(CLASSES, clean().images, 0.1, torch.Generator().manual_seed(0))
+    gradients = []
+    for size in (lambda triggers: 0 * triggers.norms(), lambda triggers: triggers.patterns.sum((1, 2, 3))):
+        zero = lambda network, triggers, batch, classes: torch.zeros(len(classes))  # noqa: E731
+        step = _descent(network, state, SimpleNamespace(size=size, extra=zero), context())  # type: ignore[arg-type]
+        state.pattern.grad = state.mask.grad = None
+        step(*clean(12), torch.arange(CLASSES), torch.full((CLASSES,), 2.0))
+        gradients.append((state.mask.grad.clone(), state.pattern.grad.clone()))  # type: ignore[union-attr]
+    torch.testing.assert_close(gradients[0][0], gradients[1][0])
+    slope = (1 - torch.tanh(state.pattern.detach()).square()) / 2
+    torch.testing.assert_close(gradients[1][1] - gradients[0][1], 2.0 * slope, rtol=1e-4, atol=1e-6)
+
+
+class TestNewDeepInspect:
+    """Its loss against the formula; what a class is judged on."""
+
+    def test_loss(self) -> None:
+        defense = DeepInspect(gan_weight=0.5, size_weight=7.0, free_size=0.2, precision="float32")
+        fake, network = clean(6).images, Network(Backdoored(), "float32", 100)
+        triggers = torch.linspace(-0.1, 0.6, 6).view(6, 1, 1, 1).expand(6, 3, SIZE, SIZE)
+        critic, goals = torch.linspace(-1, 2, 6), torch.arange(6).flip(0)
+        with torch.no_grad():
+            found = defense._losses(SimpleNamespace(critic=lambda images: critic), network, fake, triggers, goals)  # type: ignore[arg-type]
+            entropy = nn.functional.cross_entropy(network.logits(fake), goals, reduction="none")
+        norms = triggers[:, 0, 0, 0].abs()
+        expected = entropy + 7 * (norms - 0.2).clamp(min=0) + 0.5 * (critic - 1).square()
+        torch.testing.assert_close(found.total, expected)
+        torch.testing.assert_close(found.norm, norms)
+
+    def test_the_score_is_the_whole_loss(self) -> None:
+        defense = DeepInspect(gan_weight=0.0, size_weight=7.0, epochs=1, precision="float32", unlearning_epochs=1)
+        details = defense.run(Backdoored(), clean(), context()).details
+        expected = np.array(details["trigger_losses"]) + 7 * np.array(details["norms"])
+        np.testing.assert_allclose(details["scores"], expected, rtol=1e-4)
+
+    def test_a_class_is_judged_on_images_of_others(self) -> None:
+        nothing = SimpleNamespace(triggers=lambda goals: torch.zeros(len(goals), 3, SIZE, SIZE))
+        network = Network(Backdoored(), "float32", 1000)
+        judged = DeepInspect(gan_weight=0.0)._judge(nothing, network, clean(), CLASSES)  # type: ignore[arg-type]
+        assert judged.success.tolist() == [0] * CLASSES
+
+    def test_the_critic_learns_to_tell_clean_from_triggered(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        torch.manual_seed(0)
+        gan = Gan(TriggerGenerator(CLASSES, (3, SIZE, SIZE), 8, 8), Critic(3, 8), generator)
+        network = Network(Backdoored().requires_grad_(False), "float32", 1000)
+        DeepInspect(epochs=10, size_weight=0.0, noise=8, width=8, precision="float32")._train(
+            gan, network, clean(), context()
+        )
+        with torch.no_grad():
+            real, goals = clean().images, clean().labels
+            fake = (real + gan.triggers(goals)).clamp(0, 1)
+            assert float(gan.critic(real).mean()) > float(gan.critic(fake).mean()) + 0.2

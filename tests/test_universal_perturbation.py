@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from adapters.defenses import NaiveUap
+from adapters.defenses import NaiveUap, universal_perturbation
 from adapters.defenses.naive_uap import carrying
 from adapters.defenses.universal_perturbation import UniversalPerturbation, deepfool
 from adapters.errors import UserError
@@ -119,3 +121,16 @@ def test_training_on_perturbed_images_makes_the_network_harder_to_fool() -> None
     result = defense.run(model, data, context)
     assert (labels_of(result.model, data.images) == labels).float().mean() > 0.9
     assert len(seen) == 6
+
+
+def test_deepfool_is_asked_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def spied(model: nn.Module, moved: Tensor, labels: Tensor, *settings: Any) -> Tensor:
+        seen.append((len(moved), *settings))
+        return torch.zeros_like(moved)
+
+    monkeypatch.setattr(universal_perturbation, "deepfool", spied)
+    search = UniversalPerturbation(1, 1.0, 7, 4, 0.3, 2)
+    search.find(network(), images(4), L2Ball(1.0), torch.Generator().manual_seed(0), lambda: False)
+    assert seen == [(2, 7, 4, 0.3)] * 2

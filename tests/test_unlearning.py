@@ -376,3 +376,40 @@ def test_unknown_recipe_and_bad_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="boundary: found True with starts"):
         replace(RECIPES["fast"], implicit=True, boundary=True)
     assert isinstance(REFERENCE.solver, FixedPoint)
+
+
+def test_a_relative_step_is_a_share_of_the_radius() -> None:
+    network, (images, labels) = Network(tiny()), clean_set(50)
+    loss, start = UniversalLoss(network, images, labels), torch.zeros_like(images[0])
+    for relative, length in ((True, 0.5), (False, 0.25)):
+        found = ascend([loss], network.theta, start, L2Ball(2.0), Ascent(1, 0.25, "normalised", relative=relative))
+        assert float(found.delta.norm()) == pytest.approx(length)
+
+
+def test_the_implicit_term_is_scaled_to_its_share_of_the_direct_one() -> None:
+    model, (images, labels) = tiny(), clean_set(40)
+
+    def moved(**changes: Any) -> Tensor:
+        after = IBAU(L2Ball(0.5), replace(PAPER, **changes)).unlearn(model, images, labels).model
+        return torch.cat(
+            [(a - b).detach().flatten() for a, b in zip(after.parameters(), model.parameters(), strict=True)]
+        )
+
+    direct, whole, shared = moved(implicit=False), moved(), moved(implicit_share=0.5)
+    assert float((whole - direct).norm()) != pytest.approx(0.5 * float(direct.norm()), rel=0.1)
+    assert float((shared - direct).norm()) == pytest.approx(0.5 * float(direct.norm()), rel=1e-6)
+    torch.testing.assert_close(F.normalize(shared - direct, dim=0), F.normalize(whole - direct, dim=0))
+
+
+def test_terms_are_told_with_their_angle_and_whether_they_are_finite() -> None:
+    ascent = AscentResult(torch.zeros(1, 1, 1), torch.tensor([1.0, 3.0]), "ascended")
+    direct = (torch.tensor([2.0, 0.0]), torch.zeros(2))
+
+    def measured(*implicit: float) -> StepReport:
+        terms = (torch.tensor(implicit), torch.zeros(2))
+        return StepReport.measure(torch.tensor(0.5), ascent, L2Ball(1.0), direct, terms, None)
+
+    assert [measured(*each).angle for each in ((1.0, 1.0), (-1.0, 0.0), (-1.0, 1.0))] == pytest.approx([45, 180, 135])
+    assert (measured(3.0, 4.0).direct_norm, measured(3.0, 4.0).implicit_norm) == (2.0, 5.0)
+    assert (measured(1.0, 1.0).inner_before, measured(1.0, 1.0).inner_after) == (1.0, 3.0)
+    assert [measured(*each).finite for each in ((1.0, 1.0), (math.nan, 0.0), (math.inf, 0.0))] == [True, False, False]
