@@ -277,3 +277,13 @@ def test_victims_that_all_failed_leave_the_time_left_known() -> None:
     while (job := queue.next()) is not None:
         queue.finish(job, 1.0)
     assert queue.seconds_left(1) == 0.0
+
+
+def test_a_job_whose_seconds_say_nothing_leaves_the_mean_as_it_is() -> None:
+    queue = JobQueue([cell("ibau", seed=seed) for seed in range(3)], lambda one: True, {})
+    for seconds, left in ((None, None), (8.0, 8.0), (None, 0.0)):
+        job = queue.next()
+        assert job is not None
+        queue.finish(job, seconds)
+        assert queue.seconds_left(1) == left
+    assert queue.finished()

@@ -229,8 +229,20 @@ def test_a_victim_from_a_checkpoint_tells_no_seconds_of_training(runner: CellRun
     assert Worker(runner).do({"kind": "victim", "cell": one.model_dump_json()})["work"] == 0
 
 
-def test_rounds_are_scored_and_neither_counted_nor_timed(runner: CellRunner) -> None:
+def test_rounds_are_scored_and_neither_counted_nor_timed(runner: CellRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that only scoring moves."""
+    ticks, score = [0.0], scoring.Scorer.score
+
+    def slow(self: scoring.Scorer, model: nn.Module) -> scoring.Scores:
+        ticks[0] += 100
+        return score(self, model)
+
+    monkeypatch.setattr(scoring.Scorer, "score", slow)
+    monkeypatch.setattr(defense_run, "now", lambda device: ticks[0])
     record = runner.run(_cell("round"))
+    assert ticks[0] >= 200
+    assert record.seconds == 0
+    assert {row["elapsed_seconds"] for row in record.rounds} == {0}
     assert record.passes is not None
     assert (record.passes.forward, record.passes.backward) == (12, 12)
     assert [row["loss"] for row in record.rounds] == [None, 1]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapters.defenses import NaiveUap, universal_perturbation
+from adapters.defenses import NaiveUap, naive_uap, tuning, universal_perturbation
 from adapters.defenses.naive_uap import carrying
 from adapters.defenses.universal_perturbation import UniversalPerturbation, deepfool
 from adapters.errors import UserError
@@ -134,3 +134,22 @@ def test_deepfool_is_asked_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) 
     search = UniversalPerturbation(1, 1.0, 7, 4, 0.3, 2)
     search.find(network(), images(4), L2Ball(1.0), torch.Generator().manual_seed(0), lambda: False)
     assert seen == [(2, 7, 4, 0.3)] * 2
+
+
+def test_it_trains_on_images_that_carry_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Round by round; images and perturbation stay clear of the borders of [0, 1] here."""
+    moves: list[tuple[list[float], float]] = []
+
+    def tuned(model: nn.Module, clean: LabelledImages, *rest: Any, **more: Any) -> Any:
+        added = more["change"](clean.images) - clean.images
+        moves.append((added.flatten(1).norm(dim=1).tolist(), more["info"]["delta_norm"]))
+        return tuning.tune(model, clean, *rest, **more)
+
+    monkeypatch.setattr(naive_uap, "tune", tuned)
+    context = DefenseContext(num_classes=5, device=CPU, seed=0, radius=0.2)
+    data = LabelledImages(images(), torch.arange(12) % 5)
+    NaiveUap(rounds=2, images_per_step=4, batch_size=4, precision="float32").run(network(), data, context)
+    assert len(moves) == 2
+    for norms, found in moves:
+        assert 0 < found <= 0.2 * (1 + 1e-6)
+        assert norms == pytest.approx([found] * 12, rel=1e-4)
