@@ -72,7 +72,7 @@ class TrainingStep:
             self._entry = self._recorded(self.recorder, key, inputs)
         entry = self._entry
         if entry is None or entry.key != key:
-            return self.recorder.aside(lambda: self._plainly(inputs))
+            return self.recorder.aside(lambda: self._counted(key, inputs))
         return self._replay(entry, inputs)
 
     def _is_due(self, key: Hashable) -> bool:
@@ -88,9 +88,12 @@ class TrainingStep:
             self._drop_gradients()
         else:  # they stay where a recording writes them
             torch._foreach_zero_([one.grad for one in self.parameters if one.grad is not None])
+        return list(self.work(*inputs))
+
+    def _counted(self, key: Hashable, inputs: Sequence[Tensor]) -> list[Tensor]:
         before = self.tally.forward, self.tally.backward
-        found = list(self.work(*inputs))
-        self._images[shapes(inputs)] = self.tally.forward - before[0], self.tally.backward - before[1]
+        found = self._plainly(inputs)
+        self._images[key] = self.tally.forward - before[0], self.tally.backward - before[1]
         return found
 
     def _replay(self, entry: _Entry, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import victim_files as files
-from bench.scoring import Flags, Outcomes, Scorer, Scores
+from bench.scoring import Flags, Outcomes, Scorer, Scores, packed, unpacked
 
 logger = logging.getLogger(__name__)
 
@@ -51,17 +50,15 @@ class KeptOutcomes:
 
     def pack(self) -> dict[str, Any]:
         """JSON-able: one bit an outcome."""
-        return {**self.outcomes.pack(), "scored": base64.b64encode(np.packbits(self.scored).tobytes()).decode("ascii")}
+        return {**self.outcomes.pack(), "scored": packed(self.scored)}
 
     @classmethod
-    def unpack(cls, packed: Mapping[str, Any], scorer: Scorer) -> KeptOutcomes:
+    def unpack(cls, tree: Mapping[str, Any], scorer: Scorer) -> KeptOutcomes:
         """The inverse of ``pack``; raises ``ValueError``, ``KeyError`` or ``TypeError`` for anything else."""
-        outcomes = Outcomes.unpack(packed)
-        bits = np.frombuffer(base64.b64decode(packed["scored"], validate=True), dtype=np.uint8)
-        expected = (len(scorer.attacks), scorer.test_size)
-        if outcomes.counted.shape != expected or len(bits) != (scorer.test_size + 7) // 8:
-            raise ValueError(f"expected the outcomes of shape {expected}, and a bit for each image")
-        return cls(np.unpackbits(bits, count=scorer.test_size).astype(np.bool_), outcomes)
+        outcomes, expected = Outcomes.unpack(tree), (len(scorer.attacks), scorer.test_size)
+        if outcomes.counted.shape != expected:
+            raise ValueError(f"found outcomes of shape {outcomes.counted.shape}; expected {expected}")
+        return cls(unpacked(tree["scored"], scorer.test_size), outcomes)
 
 
 class ScoreStore:
@@ -78,7 +75,7 @@ class ScoreStore:
             sha256: of the model's own file: outcomes of another build of it do not count.
         """
         path = self._folder / f"{name}.scores.json"
-        kept = _kept(path, sha256, scorer)
+        kept = _kept(_entries(path, sha256), path, scorer)
         if len(kept.lacking(scorer)):
             try:
                 kept = self._complete(path, sha256, model, scorer)
@@ -90,18 +87,20 @@ class ScoreStore:
     @staticmethod
     def _complete(path: Path, sha256: str, model: nn.Module, scorer: Scorer) -> KeptOutcomes:
         with files.locked(path.with_suffix(".lock"), f"scores of victim {path.name.partition('.')[0]}"):
-            kept = _kept(path, sha256, scorer)  # by now another process may have written some
+            entries = _entries(path, sha256)  # by now another process may have written some
+            kept = _kept(entries, path, scorer)
             if len(kept.lacking(scorer)):
                 kept = kept.completed(scorer, model)
-                entries = {**_entries(path, sha256), scorer.identity: kept.pack()}
+                entries = {**entries, scorer.identity: kept.pack()}
                 files.write_sealed(path, {"sha256": sha256, "outcomes": entries})
             return kept
 
 
-def _kept(path: Path, sha256: str, scorer: Scorer) -> KeptOutcomes:
-    packed = _entries(path, sha256).get(scorer.identity)
+def _kept(entries: Mapping[str, Any], path: Path, scorer: Scorer) -> KeptOutcomes:
+    """Those of ``entries``, which stand at ``path``."""
+    entry = entries.get(scorer.identity)
     try:
-        return KeptOutcomes.none(scorer) if packed is None else KeptOutcomes.unpack(packed, scorer)
+        return KeptOutcomes.none(scorer) if entry is None else KeptOutcomes.unpack(entry, scorer)
     except (ValueError, KeyError, TypeError) as damage:
         logger.warning("scores in %s are computed again: %s", path.name, damage)
         return KeptOutcomes.none(scorer)

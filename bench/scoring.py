@@ -61,18 +61,30 @@ class Outcomes:
     def pack(self) -> dict[str, Any]:
         """JSON-able: one bit an outcome."""
         rows = np.vstack([self.correct[None], self.counted, self.hit, self.restored])
-        return {"shape": list(rows.shape), "bits": base64.b64encode(np.packbits(rows).tobytes()).decode("ascii")}
+        return {"shape": list(rows.shape), "bits": packed(rows)}
 
     @classmethod
-    def unpack(cls, packed: Mapping[str, Any]) -> Outcomes:
+    def unpack(cls, tree: Mapping[str, Any]) -> Outcomes:
         """The inverse of ``pack``; raises ``ValueError`` or ``KeyError`` for anything else."""
-        rows, count = (int(one) for one in packed["shape"])
-        bits = np.frombuffer(base64.b64decode(packed["bits"], validate=True), dtype=np.uint8)
-        if rows < 1 or rows % 3 != 1 or count < 1 or len(bits) != (rows * count + 7) // 8:
-            raise ValueError(f"{len(bits)} bytes cannot hold the outcomes of shape {rows, count}")
-        flags = np.unpackbits(bits, count=rows * count).reshape(rows, count).astype(np.bool_)
+        rows, count = (int(one) for one in tree["shape"])
+        if rows < 1 or rows % 3 != 1 or count < 1:
+            raise ValueError(f"{rows, count} is no shape of outcomes")
+        flags = unpacked(tree["bits"], rows * count).reshape(rows, count)
         counted, hit, restored = flags[1:].reshape(3, rows // 3, count)
         return cls(flags[0], counted, hit, restored)
+
+
+def packed(flags: Flags) -> str:
+    """One bit a flag, in letters."""
+    return base64.b64encode(np.packbits(flags).tobytes()).decode("ascii")
+
+
+def unpacked(letters: str, count: int) -> Flags:
+    """The inverse of ``packed``, (count,); raises ``ValueError`` unless ``letters`` hold so many flags."""
+    bits = np.frombuffer(base64.b64decode(letters, validate=True), dtype=np.uint8)
+    if len(bits) != (count + 7) // 8:
+        raise ValueError(f"{len(bits)} bytes cannot hold {count} flags")
+    return np.unpackbits(bits, count=count).astype(np.bool_)
 
 
 @dataclass(frozen=True)

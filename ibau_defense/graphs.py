@@ -78,32 +78,33 @@ class CudaRecorder:
             current.wait_stream(self.stream)
 
     def record(self, work: Callable[[], Sequence[Tensor]]) -> tuple[Recording, Sequence[Tensor]]:
-        current = torch.cuda.current_stream(self.device)
         try:
             return self._captured(work)
         except BaseException:
-            self._mend(current)
+            self._mend()
             raise
 
     def _captured(self, work: Callable[[], Sequence[Tensor]]) -> tuple[Recording, Sequence[Tensor]]:
         graph = torch.cuda.CUDAGraph()
         capturing = torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local")
-        with torch.cuda.device(self.device), capturing:
-            found = work()
+        current = torch.cuda.current_stream(self.device)
+        with torch.cuda.device(self.device):
+            try:
+                with capturing:
+                    found = work()
+            finally:  # one that fails leaves the side stream as the current one
+                torch.cuda.set_stream(current)
         return graph, found
 
-    def _mend(self, current: torch.cuda.Stream) -> None:
-        """A failed capture leaves the side stream as the current one, the device's generator in the state of a capture,
-        so that the next dropout would raise, and its pool taken: one that succeeds, in another pool, brings the
-        generator back. What the failed one held in its pool stays reserved."""
+    def _mend(self) -> None:
+        """A failed capture leaves the device's generator in the state of one, so that the next dropout would raise, and
+        its pool taken: one that succeeds, in another pool, brings the generator back. What the failed one held in its
+        pool stays reserved."""
         self.pool = torch.cuda.graph_pool_handle()
-        with torch.cuda.device(self.device):  # which setting a stream of it would otherwise make the current one
-            torch.cuda.set_stream(current)
-            try:
-                self._captured(lambda: (torch.zeros(1, device=self.device),))
-            except RuntimeError as error:  # no memory even for this: the caller is to hear of the first failure
-                torch.cuda.set_stream(current)
-                LOGGER.warning("random numbers may be refused on %s from now on: %s", self.device, why(error))
+        try:
+            self._captured(lambda: (torch.zeros(1, device=self.device),))
+        except RuntimeError as error:  # no memory even for this: the caller is to hear of the first failure
+            LOGGER.warning("random numbers may be refused on %s from now on: %s", self.device, why(error))
 
 
 @cache

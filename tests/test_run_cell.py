@@ -240,7 +240,7 @@ def test_rounds_are_scored_and_neither_counted_nor_timed(runner: CellRunner, mon
     monkeypatch.setattr(scoring.Scorer, "score", slow)
     monkeypatch.setattr(defense_run, "now", lambda device: ticks[0])
     record = runner.run(_cell("round"))
-    assert ticks[0] >= 200
+    assert ticks == [200]
     assert record.seconds == 0
     assert {row["elapsed_seconds"] for row in record.rounds} == {0}
     assert record.passes is not None
@@ -549,21 +549,6 @@ def test_only_the_defenses_own_seconds_run_out() -> None:
     for own, late in ((0.5, False), (1.5, True)):
         context = _TimedContext(num_classes=3, device=CPU, seed=0, deadline=0.0, clock=Clock(CPU, own), limit=1.0)
         assert context.out_of_time() is late
-
-
-def test_a_round_is_no_time_of_the_defense(runner: CellRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(defense_run, "now", lambda device: now[0])
-    prepared = runner.prepare(_cell("round"))
-
-    def scored(model: nn.Module, info: Any, seconds: float) -> None:
-        now[0] += 100.0
-
-    clean = defense_run.clean_set(_cell("round"), prepared, CPU)
-    work = defense_run.DefenseRun(_cell("round"), prepared, clean, CPU, scored)
-    work.run()
-    assert now == [200.0]
-    assert work.seconds == 0.0
 
 
 def test_layouts_are_of_the_victim_and_then_of_what_came_out(

@@ -44,8 +44,10 @@ def build(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
     check_name(name)
     own, given = split(name)
     if own in MODELS:
-        return normalised(MODELS[own](num_classes, image_shape), given, image_shape[0])
-    return normalised(_out_of_place(_build_timm(own, num_classes, image_shape)), given, image_shape[0])
+        network = MODELS[own](num_classes, image_shape)
+    else:
+        network = _out_of_place(_build_timm(own, num_classes, image_shape))
+    return normalised(network, given, image_shape[0])
 
 
 def check_name(name: str) -> None:
