@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,9 +13,18 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, jacfwd, jacrev, vmap
 
+from adapters.models import elu
 from adapters.models.elu import ELU
 
 OURS, TORCH = ELU(), nn.ELU()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def by_exp() -> Iterator[None]:
+    """Whatever torch is here, ``OURS`` is the one by exp."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(elu, "SLOW_EXPM1", True)
+        yield
 
 
 def spread(count: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -90,3 +100,24 @@ def test_other_settings_are_left_to_torch() -> None:
     assert torch.equal(ELU(alpha=0.5)(values), nn.ELU(alpha=0.5)(values))
     written = values.clone()
     assert ELU(inplace=True)(written) is written
+
+
+@pytest.mark.parametrize(
+    ("version", "capability", "slow"),
+    [
+        ("2.14.1+cu130", "AVX512", True),
+        ("2.14.0", "AVX512", True),
+        ("2.14.1+cu130", "AVX2", False),
+        ("2.13.0+cpu", "AVX512", False),
+        ("2.15.0+cu132", "AVX512", False),
+    ],
+)
+def test_only_the_torch_that_is_slow_is_replaced(version: str, capability: str, slow: bool) -> None:
+    assert elu._slow(version, capability) is slow
+
+
+def test_elsewhere_it_is_torchs_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = spread(50, torch.float32)
+    assert not torch.equal(OURS(values), TORCH(values))
+    monkeypatch.setattr(elu, "SLOW_EXPM1", False)
+    assert torch.equal(OURS(values), TORCH(values))

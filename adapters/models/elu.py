@@ -1,4 +1,4 @@
-"""ELU at the price of exp on the CPU."""
+"""ELU at the price of exp, where torch's own costs many times as much."""
 
 from __future__ import annotations
 
@@ -9,21 +9,40 @@ import torch
 from torch import Tensor, nn
 
 
-class ELU(nn.ELU):
-    """``nn.ELU``; on the CPU it is max(x, exp(min(x, 0)) − 1), since torch's own calls expm1.
+def _slow(version: str, capability: str) -> bool:
+    """Whether torch's kernel of ELU on the CPU computes one element after the other.
 
-    There expm1 costs several times as much as exp on some processors, and ELU is then a large part of training and
-    scoring the simplified VGG. The difference is exp's rounding, under 2 · 10⁻⁷ in float32; half precision is computed
-    in float32, as torch does. Derivatives of every order are ELU's. Under ``torch.func`` it is torch's own: there a
-    ``torch.autograd.Function`` is silently wrong by forward mode over forward mode.
+    With AVX-512, torch 2.14 does so for expm1 and log1p in float32, at about 14 times the cost; neither 2.13 nor 2.15
+    does (`docs/performance.md`).
+    """
+    return version.startswith("2.14.") and capability == "AVX512"
+
+
+SLOW_EXPM1 = _slow(torch.__version__, torch.backends.cpu.get_cpu_capability())
+"""Whether ``ELU`` is computed by ``elu_by_exp`` in this process."""
+
+
+class ELU(nn.ELU):
+    """``nn.ELU``, which is a large part of the simplified VGG's cost on the CPU where its kernel is slow.
+
+    There (``SLOW_EXPM1``) it is ``elu_by_exp``, except under ``torch.func``, where a ``torch.autograd.Function`` is
+    silently wrong by forward mode over forward mode.
     """
 
     def forward(self, values: Tensor) -> Tensor:
         """Any shape and floating dtype; the same shape and dtype, a new tensor."""
-        if self.alpha != 1 or self.inplace or values.device.type != "cpu" or _transformed():
-            return super().forward(values)
-        activated: Tensor = _Elu.apply(values)
-        return activated
+        plain = self.alpha == 1 and not self.inplace and values.device.type == "cpu"
+        return elu_by_exp(values) if SLOW_EXPM1 and plain and not _transformed() else super().forward(values)
+
+
+def elu_by_exp(values: Tensor) -> Tensor:
+    """ELU of α = 1 as max(x, exp(min(x, 0)) − 1), of any shape and floating dtype, and its derivatives of every order.
+
+    The difference from expm1 is exp's rounding, under 2 · 10⁻⁷ in float32; half precision is computed in float32, as
+    torch does.
+    """
+    activated: Tensor = _Elu.apply(values)
+    return activated
 
 
 _transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
