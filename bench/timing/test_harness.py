@@ -166,7 +166,7 @@ def test_activation(
         synchronise(device)
 
     benchmark.group = f"{base.dataset}: harness"
-    benchmark.pedantic(run, rounds=scale.rounds, warmup_rounds=2)
+    benchmark.pedantic(run, rounds=scale.rounds, warmup_rounds=10)
     what = f"{name}, forward and backward, {precision}"
     benchmark.extra_info.update(facts, kind="harness", what=what, images=len(values))
 
