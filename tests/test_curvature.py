@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from adapters import models
-from ibau_defense import Network, UniversalLoss, linearise, value_and_gradients
+from ibau_defense import Network, UniversalLoss, curvature, linearise, value_and_gradients
 from ibau_defense.twice import TwiceConv2d, ease_double_backward
 
 
@@ -50,6 +52,32 @@ def test_exact_forward_and_directional_products_agree(name: str) -> None:
     total = torch.cat([x.flatten() for x in mixed])
     assert relative(torch.cat([x.flatten() for x in difference]), total) < 1e-5
     assert relative(exact.gradient, forward.gradient) < 1e-12
+
+
+@pytest.mark.parametrize(("autocast", "epsilon"), [(None, 2.0**-52), (torch.bfloat16, 2.0**-7)])
+@pytest.mark.parametrize("length", [0.25, 4.0])
+def test_differences_are_central_and_their_step_is_a_cube_root_of_what_a_pass_rounds_to(
+    autocast: torch.dtype | None, epsilon: float, length: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error of a central difference is least about there; relative to δ, and to a pixel where that is smaller."""
+    objective = loss_of(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5)).double(), autocast=autocast)
+    delta, v = perturbation(2), perturbation(3)
+    delta *= length / delta.norm()
+    points: list[Tensor] = []
+    plain = curvature.value_and_gradients
+
+    def seen(objective: Any, delta: Tensor, *rest: Any, **more: Any) -> Any:
+        points.append(delta.detach())
+        return plain(objective, delta, *rest, **more)
+
+    monkeypatch.setattr(curvature, "value_and_gradients", seen)
+    product = linearise(objective, delta, objective.network.theta, curvature="directional").curvature
+    points.clear()
+    product(v)
+    above, below = (point - delta for point in points)
+    step = epsilon ** (1 / 3) * max(1.0, length)
+    torch.testing.assert_close(above, step * v / v.norm())
+    torch.testing.assert_close(below, -above)
 
 
 @pytest.mark.parametrize("name", ["simplified_vgg", "resnet18"])

@@ -105,6 +105,19 @@ def test_a_step_without_noise_is_the_mean_of_clipped_gradients(mode: Mode) -> No
         np.testing.assert_allclose(move.numpy(), total.numpy() / 100, atol=2e-6)
 
 
+def test_momentum_carries_a_step_on() -> None:
+    defense = DpSgd(noise_multiplier=1e-12, batch_size=100, lr=1.0, momentum=0.75)
+    training = _training(defense, replace_batch_norm(network()), Way("hooks", "float32"), 120, context())
+    training.network.train()
+    points = [nn.utils.parameters_to_vector(training.plain().parameters()).detach()]
+    for chosen in (torch.arange(100), torch.empty(0, dtype=torch.int64)):  # the second without a gradient
+        training.step(data(), chosen)
+        points.append(nn.utils.parameters_to_vector(training.plain().parameters()).detach())
+    first, second = points[1] - points[0], points[2] - points[1]
+    assert first.norm() > 1e-3
+    torch.testing.assert_close(second, 0.75 * first, rtol=1e-3, atol=1e-6)
+
+
 def test_examples_that_share_an_image_train_like_copies_of_it() -> None:
     images, labels, _ = data()
     rows = torch.randint(0, 120, (300,), generator=torch.Generator().manual_seed(3))

@@ -90,6 +90,25 @@ def test_the_setting_orders_the_channels(activity: Literal["mean", "absolute"] |
     assert (2 in pruned) == (activity != "absolute")
 
 
+@pytest.mark.parametrize("drop", [0.1, 0.6, 0.9])
+def test_the_channels_that_cost_too_much_stay(drop: float) -> None:
+    """A class is read off each channel and off nothing else: with a channel goes the accuracy on its class."""
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3)).eval()
+    scale = torch.tensor([1.0, 2.0, 3.0])  # the order in which they go
+    with torch.no_grad():
+        model[0].weight.copy_(scale.diag().view(3, 3, 1, 1))
+        model[3].weight.copy_((1 / scale).diag())
+        model[0].bias.zero_()
+        model[3].bias.zero_()
+    defense = FinePruning(layer="0", max_accuracy_drop=drop, epochs=1, lr=1e-9, precision="float32")
+    details = defense.run(model, data(), context()).details
+    validation, _ = _parts(data(), 0.2, torch.Generator().manual_seed(0))
+    costs = [int((validation.labels <= label).sum()) / len(validation.labels) for label in range(2)]
+    lost = [cost for cost in costs if cost <= drop]
+    assert details["pruned_channels"] == list(range(len(lost)))
+    assert details["validation_accuracy"] == pytest.approx({"before": 1.0, "after": 1 - max(lost, default=0.0)})
+
+
 def test_activity_is_the_mean_of_what_the_layer_puts_out() -> None:
     model, images = network(), torch.rand(300, 3, 8, 8)
     expected = model[:3](images).mean(dim=(0, 2, 3))

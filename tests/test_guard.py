@@ -57,6 +57,13 @@ def test_what_may_be_lost_falls_with_the_rates_to_come(lost: float, to_come: flo
     assert guard.rate == (1.0 if sound else SETTINGS.shrink)
 
 
+def test_no_share_of_a_run_to_come_allows_more_than_the_drop() -> None:
+    model, guard = watched()
+    guard.settings = replace(SETTINGS, accuracy_drop=0.05, final_drop=0.1)
+    lose(model, 0.07)
+    assert not guard.check(0.0).sound
+
+
 def test_steps_that_win_accuracy_back_stand_however_little() -> None:
     model, guard = watched()
     lose(model, 0.35)

@@ -115,6 +115,18 @@ def test_closed_form_of_quadratics(seed: int, size: int, width: int) -> None:
     assert torch.allclose(found[0], b.T @ torch.linalg.solve(q, v), atol=1e-9)
 
 
+def test_a_positive_system_has_the_curvature_with_its_own_sign() -> None:
+    q, b = quadratic(0)
+    objective, theta, v = concave(q, b), (torch.ones(P, dtype=DTYPE),), torch.arange(1.0, D + 1, dtype=DTYPE)
+    delta = newton(objective, theta)
+    plain, turned = (
+        response_product(objective, delta, theta, v, Response(Dense(), positive=positive))[0][0]
+        for positive in (False, True)
+    )
+    assert plain.abs().min() > 1e-3
+    torch.testing.assert_close(turned, -plain)
+
+
 def test_penalised_form_differentiates_the_penalty_too() -> None:
     """max H − r‖δ‖² with H linear in δ: δ = Bθ / 2r, ∇δ = B / 2r."""
     _, b = quadratic(3)

@@ -268,6 +268,21 @@ def test_a_running_job_counts_as_half_done() -> None:
     assert queue.seconds_left(1) == 12.0
 
 
+def test_a_job_whose_worker_was_lost_runs_no_longer() -> None:
+    queue = JobQueue([cell("ibau", seed=seed) for seed in range(3)], lambda one: True, {})
+    lost, other, third = (queue.next() for _ in range(3))
+    assert lost is not None
+    assert other is not None
+    assert third is not None
+    queue.started(lost)
+    queue.started(other)
+    queue.again(lost)
+    assert list(queue.running.values()) == [other]
+    assert queue.next() is lost
+    queue.started(third)
+    assert queue.company.most(third.key) == 1  # beside the other one
+
+
 def test_victims_that_all_failed_leave_the_time_left_known() -> None:
     queue = JobQueue(_cells(), lambda one: one.poison_ratio != RATIOS[0], {})
     victim = queue.next()

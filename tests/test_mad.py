@@ -21,6 +21,11 @@ def test_a_hand_computation() -> None:
     assert found.flagged == (0,)  # 12 is as much of an outlier, but on the other side
 
 
+def test_an_index_at_the_threshold_is_no_outlier() -> None:
+    scores = torch.tensor([2.0, 7.0, 8.0, 9.0, 12.0])
+    assert low_outliers(scores, float(low_outliers(scores, 2.0).indices[0])).flagged == ()
+
+
 def test_an_even_number_of_scores_has_its_median_between_two() -> None:
     # Median 5; deviations 4, 1, 1, 5, their median 2.5.
     found = low_outliers(torch.tensor([1.0, 4.0, 6.0, 10.0]), 1.0)

@@ -250,6 +250,32 @@ def test_rounds_are_scored_and_neither_counted_nor_timed(runner: CellRunner, mon
     assert all({"acc", "asr", "elapsed_seconds"} <= set(row) for row in record.rounds)
 
 
+def test_memory_that_scoring_takes_is_not_the_defenses(runner: CellRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    watching: list[bool] = []
+
+    class Watched(PeakMemory):
+        def resume(self) -> None:
+            watching.append(True)
+            super().resume()
+
+        def pause(self) -> None:
+            watching.append(False)
+            super().pause()
+
+    score = scoring.Scorer.score
+    during: list[bool] = []
+
+    def seen(self: scoring.Scorer, model: nn.Module) -> scoring.Scores:
+        during.append(watching[-1])
+        return score(self, model)
+
+    monkeypatch.setattr(defense_run, "PeakMemory", Watched)
+    monkeypatch.setattr(scoring.Scorer, "score", seen)
+    assert runner.run(_cell("round")).status == "ok"
+    assert during == [False, False]
+    assert watching == [True, False, True, False, True, False]
+
+
 def test_rounds_are_scored_on_a_sample_and_what_comes_out_on_all(
     runner: CellRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -259,6 +259,12 @@ def test_the_survey_is_repeated_until_some_window_stands_out(harms: list[float],
     assert torch.equal(bank.delta[: -settings.focused, 0, 0, 0], bank.harm[: -settings.focused])
 
 
+def test_in_a_window_a_pixel_goes_no_further_than_its_reach_in_all_steps() -> None:
+    settings = MultiStart(reach=0.1, steps=5, whole=0)
+    largest = float(bank(settings, radius=1e6).delta.abs().max())
+    assert 0.05 < largest <= 0.1 * (1 + 1e-6)
+
+
 def test_a_start_that_is_harmful_enough_stands_still() -> None:
     assert not bank(MultiStart(), enough=1e-9).delta.any()
 

@@ -330,6 +330,17 @@ def test_an_unknown_residual_is_the_worst_in_whatever_order(order: tuple[float, 
     assert (nothing.residual, nothing.curvature) == (None, None)
 
 
+def test_a_round_is_told_by_its_median_step_and_its_longest_solve() -> None:
+    step = StepReport(
+        loss=0.0, inner_before=0.0, inner_after=0.0, inner_status="ascended", delta_norm=0.0, direct_norm=0.0,
+        implicit_norm=0.0, angle=0.0, finite=True, solver_status="max_steps",
+    )  # fmt: skip
+    losses, solves = (3.0, 1.0, math.nan, 2.0), (2, 5, None, 1)
+    steps = [replace(step, loss=loss, solver_steps=taken) for loss, taken in zip(losses, solves, strict=True)]
+    report = summarise(0, steps)
+    assert (report.loss, report.solver_steps) == (2.0, 5)
+
+
 def test_danskin_drops_the_implicit_term_and_nothing_else() -> None:
     model, (images, labels) = tiny(), clean_set(30)
     recipe = replace(PAPER, implicit=False)
