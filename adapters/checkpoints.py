@@ -85,10 +85,14 @@ def load_into(model: nn.Module, path: Path) -> None:
     # Counters of BatchNorm's batches are bookkeeping, and checkpoints from before torch 0.4.1 lack them.
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     extra = [name for name in state if name not in own]
-    wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
+    common = [name for name in own if name in state]
+    wrong = [name for name in common if own[name].shape != state[name].shape]
+    cast = [name for name in common if own[name].is_floating_point() and not state[name].is_floating_point()]
     if wrong:
         name = wrong[0]
         problem = f"{name!r} has shape {tuple(state[name].shape)}; expected {tuple(own[name].shape)}"
+    elif cast:
+        problem = f"{cast[0]!r} is {str(state[cast[0]].dtype).removeprefix('torch.')}; expected a floating dtype"
     elif missing or extra:
         problem = f"{len(missing)} missing keys{_first(missing)}, {len(extra)} unknown keys{_first(extra)}"
     else:

@@ -32,6 +32,10 @@ OBJECT_STORE_BYTES = 100 * 1024**2
 """Next to nothing goes through it: data sets are memory-mapped from the cache, records are small."""
 
 
+class CutOffError(RuntimeError):
+    """The Ray node of this process is dead, and with it whatever ran there."""
+
+
 @dataclass(frozen=True)
 class Grant:
     """What one trial gets, and how many run at once."""
@@ -194,6 +198,17 @@ def live_workers(grant: Grant, max_concurrent: int | None) -> int:
     """How many workers of ``grant`` the nodes have room for that are in the cluster now."""
     room = _room(grant.cpu, grant.gpu, *_nodes())
     return min(room, max_concurrent or room)
+
+
+def is_cut_off() -> bool:
+    """Whether the node that this process hangs on is dead, as far as Ray knows and answers.
+
+    Nothing that is started from here then ever runs. Ray mostly ends the process itself, in words of its own; where no
+    worker is left that it could miss, it waits forever.
+    """
+    import ray
+
+    return ray.get_runtime_context().get_node_id() in dead_nodes()
 
 
 def dead_nodes() -> set[str]:

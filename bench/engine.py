@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import ray
 import torch
@@ -21,7 +21,7 @@ from ray.tune.search import Searcher
 
 from adapters.errors import printable
 from bench import cluster
-from bench.cluster import Grant
+from bench.cluster import CutOffError, Grant
 from bench.jobs import Job, JobQueue
 from bench.ledger import Ledger
 from bench.memory import keep_freed_pages
@@ -66,7 +66,10 @@ class Listener(Protocol):
 class CellTrainable(tune.Trainable):  # type: ignore[misc]
     """A worker: one step does one job. A reset is a new job; data, scorers and victims at hand stay."""
 
-    def setup(self, config: dict[str, Any], settings: WorkerSettings) -> None:
+    settings: ClassVar[WorkerSettings]
+
+    def setup(self, config: dict[str, Any]) -> None:
+        settings = self.settings
         torch.set_num_threads(settings.threads)
         keep_freed_pages()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -85,6 +88,19 @@ class CellTrainable(tune.Trainable):  # type: ignore[misc]
         """The machine and the device that this worker computes on: what its cells may have to share."""
         device = os.environ.get("CUDA_VISIBLE_DEVICES", "all") if torch.cuda.is_available() else "cpu"
         return f"{ray.get_runtime_context().get_node_id()} {device}"
+
+
+def _with_settings(settings: WorkerSettings) -> type[CellTrainable]:
+    """``CellTrainable`` with its settings, which ``tune.with_parameters`` would put into Ray's object store.
+
+    Ray ends a process at once that has something there when its node dies, before it can say what became of its cells.
+    """
+
+    class Configured(CellTrainable):  # local, so that it is sent by value
+        pass
+
+    Configured.settings = settings
+    return Configured
 
 
 class _NotPickled:
@@ -173,6 +189,8 @@ class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
         job, place = self._searcher.jobs.pop(trial.trial_id, None), self._at.pop(trial.trial_id, "")
         if job is None:
             return
+        if cluster.is_cut_off():  # it died with the node
+            raise CutOffError
         machines = self._deaths.setdefault(job.key, [])
         machines.append(place.partition(" ")[0])
         if _may_go_on(machines):
@@ -183,6 +201,8 @@ class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._outbox.flush()
         if time.monotonic() > self._counted + COUNT_SECONDS:
+            if cluster.is_cut_off():
+                raise CutOffError
             with suppress(RayError):  # the cluster's head does not answer just now
                 self.ledger.offer(self._workers())
             self._counted = time.monotonic()
@@ -240,7 +260,8 @@ def run_sweep(
 ) -> None:
     """Run every job of ``queue`` on the Ray that is up; when this returns, each of its cells has its record.
 
-    Where the disk takes no record, nothing new is started until it does; raises ``NoRoomError`` if it does not in time.
+    Where the disk takes no record, nothing new is started until it does; raises ``NoRoomError`` if it does not in time,
+    and ``CutOffError`` where this process lost its Ray.
 
     Args:
         portable: gives a record the paths it is stored with.
@@ -255,9 +276,7 @@ def run_sweep(
     recorder = Recorder(searcher, outbox, portable, listener, ledger, workers or (lambda: grant.workers))
     scratch = store.folder / ".tune"
     shutil.rmtree(scratch, ignore_errors=True)
-    trainable = tune.with_resources(
-        tune.with_parameters(CellTrainable, settings=settings), {"cpu": grant.cpu, "gpu": grant.gpu}
-    )
+    trainable = tune.with_resources(_with_settings(settings), {"cpu": grant.cpu, "gpu": grant.gpu})
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(

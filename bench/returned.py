@@ -15,7 +15,8 @@ STATUSES = ("ok", "no_trigger_detected", "diverged", "timeout")
 
 
 def checked(result: Any, name: str, images: Tensor, num_classes: int) -> DefenseResult:
-    """``result`` if a model can be scored in it. One with NaN or infinite weights has ``diverged``, whatever it says.
+    """``result`` if a model can be scored in it. One with NaN or infinite weights or logits has ``diverged``, whatever
+    it says.
 
     Args:
         name: the defense's.
@@ -39,6 +40,8 @@ def checked(result: Any, name: str, images: Tensor, num_classes: int) -> Defense
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if found != (len(images), num_classes):
         raise ValueError(f"the model of defense {name!r} gives {found}; expected {(len(images), num_classes)}")
+    if not bool(torch.isfinite(logits).all()):
+        return result._replace(status="diverged", reason="NaN or infinite logits of what it returned")
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-INTERRUPTED = 130
+CUT_OFF, INTERRUPTED = 1, 130
 TABLE_WIDTH = 120
 """Where there is no terminal to fill."""
 
@@ -84,13 +85,21 @@ class Session:
             with interrupted_by_sigterm():
                 return self._compute(parts, checked, grants)
         except KeyboardInterrupt:
-            done = len({record.id for record in self._store.read()} & {cell.id for cell in plan.cells})
-            self._say(
-                f"interrupted with {done} of {len(plan.cells)} cells recorded; the same command goes on from here"
-            )
+            self._say(f"interrupted with {self._recorded()}; the same command goes on from here")
             return INTERRUPTED
+        except cluster.CutOffError:
+            print(
+                "error: Ray's node on this machine died (a daemon of Ray was killed, as the system does where memory"
+                f" runs out) with {self._recorded()}; the same command goes on from here",
+                file=sys.stderr,
+            )
+            return CUT_OFF
         finally:
             starting.stop()
+
+    def _recorded(self) -> str:
+        done = len({record.id for record in self._store.read()} & {cell.id for cell in self._plan.cells})
+        return f"{done} of {len(self._plan.cells)} cells recorded"
 
     def _pull(self) -> None:
         """What other machines sent to the remote folder comes here; what this one could not send goes there."""

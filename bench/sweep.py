@@ -40,8 +40,8 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all cells have a result, 1 some failed, 2 wrong input (one line on stderr), 3 the disk takes no
-    more (one line), 130 interrupted."""
+    """Exit status: 0 all cells have a result, 1 some failed or Ray was lost, 2 wrong input (one line on stderr), 3 the
+    disk takes no more (one line), 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter must not end a sweep
             stream.reconfigure(errors="backslashreplace")

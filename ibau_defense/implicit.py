@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +31,8 @@ class Response:
         positive: replace ∇²₁G by −∇²₁G in A. For ``gauss_newton``, whose product is positive semi-definite: A is
             then the positive definite surrogate (λ + damping)I + JᵀSJ, a trust-region metric instead of equation (3).
         relative_step: of the directional products (``linearise``).
-        on_solution: called with each backward pass's ``Solution``.
+        on_solution: called with each backward pass's ``Solution``; without it one that broke down or diverged, and
+            whose gradient therefore is none, is warned of.
     """
 
     solver: Solver = field(default_factory=ConjugateGradient)
@@ -77,7 +79,13 @@ class ImplicitArgmax(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
         delta, *theta = ctx.saved_tensors
-        gradients = response_product(ctx.objective, delta, tuple(theta), v, ctx.response)[0]
+        gradients, solution = response_product(ctx.objective, delta, tuple(theta), v, ctx.response)
+        if ctx.response.on_solution is None and solution.status in ("breakdown", "diverged"):
+            warnings.warn(
+                f"the system of the implicit gradient ended as {solution.status!r} after {solution.steps} steps, at a"
+                f" residual of {solution.residual:.2g}: {solution.message}",
+                stacklevel=2,
+            )
         return (None, None, None, *gradients)
 
 
@@ -96,9 +104,12 @@ def implicit_argmax(
 
     Raises:
         ValueError: ``theta`` is empty.
+        TypeError: ``objective`` is a plain function.
     """
     if not theta:
         raise ValueError("theta: found no parameters; expected at least one")
+    if not hasattr(objective, "parts"):
+        raise TypeError(f"objective: found {objective!r}; expected an Objective, e.g. FunctionObjective(function)")
     return ImplicitArgmax.apply(objective, maximise, response or Response(), *theta)  # type: ignore[no-any-return]
 
 

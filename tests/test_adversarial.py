@@ -93,6 +93,19 @@ def test_on_a_linear_model_it_is_the_corner_of_the_ball() -> None:
     assert torch.equal(found, expected)
 
 
+def test_its_steps_reach_once_and_a_half_as_far_as_the_bound() -> None:
+    """Three steps towards a worst image that the first one passes: there, back, and there again."""
+
+    class Worst(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            away = 100 * (images - 134 / 255).square().flatten(1).sum(dim=1)
+            return torch.stack([away, -away], dim=1)
+
+    grey = torch.full((2, *SHAPE), 128, dtype=torch.uint8)
+    found = perturbation(Worst(), classes=2, eps=20 / 255, steps=3)(grey, torch.zeros(2, dtype=torch.int64))
+    assert (found == 128 + 10).all()
+
+
 def test_global_random_state_plays_no_part() -> None:
     train, perturb = training_set(4), perturbation(network(), steps=2)
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()

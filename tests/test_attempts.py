@@ -62,6 +62,7 @@ def test_torch_and_numpy_say_it_in_these_words() -> None:
         (None, 100, 20, [None, 64, 16]),
         (None, 10, 1, [None, 4, 1]),
         (8, 100, 1, [None, 4, 1]),
+        (16, 100, 1, [None, 4, 1]),
     ],
 )
 def test_attempts_shrink_until_one_fits(own: int | None, images: int, room: int, bounds: list[int | None]) -> None:

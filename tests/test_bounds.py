@@ -74,6 +74,13 @@ def test_constants_of_a_quadratic_are_found_exactly() -> None:
     assert found.curvature_lipschitz == pytest.approx(0, abs=1e-12)
 
 
+@given(seed=st.integers(0, 10_000))
+def test_the_mixed_derivative_of_a_quadratic_is_that_at_its_maximiser(seed: int) -> None:
+    problem = quadratic(seed)
+    found = hypergradient_constants(problem.inner, problem.outer, problem.theta, problem.maximiser)
+    assert found.mixed == pytest.approx(problem.constants.mixed)
+
+
 def test_the_terms_add_up_and_follow_the_printed_constants() -> None:
     constants = HypergradientConstants(1, 3, 2, 0.5, 0.25, 4, 0.75, 0.3, 10, step=0.5, step_gradient=0.1)
     q = constants.contraction
@@ -87,6 +94,14 @@ def test_the_terms_add_up_and_follow_the_printed_constants() -> None:
         (constants.c1 + constants.c2 * (1 - q**4) / (1 - q)) * q**4 + constants.c3 * q**4
     )
     assert constants.bound(math.inf, 4).total == pytest.approx(bound.truncation)  # type: ignore[arg-type]
+
+
+def test_each_term_falls_with_its_own_steps() -> None:
+    constants = HypergradientConstants(1, 3, 2, 0.5, 0.25, 4, 0.75, 0.3, 10, step=0.5)
+    q, found = constants.contraction, constants.bound(3, 7)
+    assert found.inner == pytest.approx(constants.c1 * q**3)
+    assert found.linearisation == pytest.approx(constants.c2 * (1 - q**7) / (1 - q) * q**3)
+    assert found.truncation == pytest.approx(constants.c3 * q**7)
 
 
 def test_a_problem_the_theorem_does_not_cover_is_refused() -> None:

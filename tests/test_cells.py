@@ -134,3 +134,12 @@ def test_seeds_are_functions_of_their_parts(parts: list[Any]) -> None:
     assert derive_seed(*parts) == derive_seed(*parts)
     assert 0 <= derive_seed(*parts) < 2**63
     assert derive_seed(*parts) != derive_seed(*parts, "more")
+
+
+def test_seeds_tell_where_a_part_ends() -> None:
+    assert derive_seed("digits", 12) != derive_seed("digits1", 2)
+    assert derive_seed("1") != derive_seed(1)
+
+
+def test_a_seed_is_the_same_in_every_version() -> None:
+    assert derive_seed("poison", "gtsrb", "badnets", 0) == 5189480184388605598

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from adapters import models
 from adapters.checkpoints import load_into, load_state
 from adapters.errors import UserError
+from adapters.models.normalised import Normalised
 from adapters.models.stems import Enlarged
 
 
@@ -85,6 +87,20 @@ def test_a_network_that_enlarges_its_images_is_filled_under_its_own_names(tmp_pa
     assert all(
         torch.equal(a, b) for a, b in zip(source.state_dict().values(), model.state_dict().values(), strict=True)
     )
+
+
+def test_a_network_with_a_part_called_network_is_filled_behind_a_normalisation(tmp_path: Path) -> None:
+    """As timm's volo has one."""
+
+    def parts() -> nn.Module:
+        network = nn.Sequential(nn.Flatten(), nn.Linear(3, 3))
+        return nn.Sequential(OrderedDict(network=network, head=nn.Linear(3, 2)))
+
+    source, model = parts(), Normalised(parts(), (0.5,) * 3, (0.2,) * 3)
+    torch.save(source.state_dict(), tmp_path / "model.pt")
+    load_into(model, tmp_path / "model.pt")
+    images = torch.rand(2, 3, 1, 1)
+    torch.testing.assert_close(model(images), source((images - 0.5) / 0.2))
 
 
 def test_safetensors_are_read(tmp_path: Path) -> None:
@@ -221,6 +237,15 @@ def test_other_shape_names_the_key_and_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'3\.bias' has shape \(43,\); expected \(2,\)"):
         load_into(model, tmp_path / "m.pt")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_weights_that_are_no_floating_numbers_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    """A quantised file without its scales, say: cast, it would load in silence and be scored."""
+    state = tiny().state_dict()
+    torch.save({**state, "0.weight": state["0.weight"].to(dtype)}, tmp_path / "m.pt")
+    with pytest.raises(UserError, match=rf"'0\.weight' is {str(dtype)[6:]}; expected a floating dtype"):
+        load_into(tiny(), tmp_path / "m.pt")
 
 
 def test_other_keys_are_counted_and_named(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from adapters import checkpoints, compat, datasets, models
-from adapters.datasets import cifar10, gtsrb
+from adapters.datasets import cache, cifar10, gtsrb
 from adapters.datasets.base import Source, read_image, stratified_split
 from adapters.datasets.cache import load_cached
 from adapters.datasets.cifar10 import Cifar10
@@ -227,6 +227,14 @@ def test_a_gtsrb_training_set_is_told_from_the_other(
         load_cached(Gtsrb(name, expected, 4, 2), tmp_path, tmp_path / "cache")
 
 
+def test_of_two_gtsrb_training_sets_each_name_takes_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gtsrb, "SMALL", 6)
+    write_gtsrb(tmp_path, "GTSRB/Training", train_rows=3)
+    write_gtsrb(tmp_path, "GTSRB/Final_Training/Images", train_rows=4)
+    for name, size in (("gtsrb_26640", 6), ("gtsrb", 8)):
+        assert len(load_cached(Gtsrb(name, size, 4, 2), tmp_path, tmp_path / "cache").train.labels) == size
+
+
 def test_only_what_is_missing_of_gtsrb_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_gtsrb(tmp_path)
     (tmp_path / "gtsrb/GT-final_test.csv").rename(tmp_path / "kept.csv")
@@ -287,6 +295,24 @@ def test_any_colour_mode_becomes_rgb(colour: tuple[int, ...], tmp_path: Path) ->
 def test_sixteen_bit_grey_is_scaled(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 32896, dtype=np.uint16)).save(tmp_path / "grey.png")
     assert read_image(tmp_path / "grey.png", 8)[0, 0, 0] == 128
+
+
+def test_every_level_survives_sixteen_bits(tmp_path: Path) -> None:
+    levels = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(levels * 257).save(tmp_path / "grey.png")
+    assert (read_image(tmp_path / "grey.png", 16)[1] == levels).all()
+
+
+def test_shrinking_takes_means(tmp_path: Path) -> None:
+    board = np.indices((16, 16)).sum(axis=0) % 2 * 255
+    Image.fromarray(board.astype(np.uint8)).save(tmp_path / "board.png")
+    assert np.abs(read_image(tmp_path / "board.png", 8).astype(int) - 127).max() <= 32
+
+
+def test_a_crop_holds_at_least_a_pixel(tmp_path: Path) -> None:
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    assert (read_image(tmp_path / "image.png", 4, (0.5, 0.25, 0.51, 0.26)) == pixels[2, 4]).all()
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
@@ -376,6 +402,23 @@ def test_changed_source_is_decoded_again(tmp_path: Path) -> None:
     source = Counting(tmp_path)
     load_cached(source, tmp_path, tmp_path / "cache")
     source.source.write_text("other")
+    load_cached(source, tmp_path, tmp_path / "cache")
+    assert source.decoded == 2
+
+
+def test_a_source_of_the_same_size_that_changed_later_is_decoded_again(tmp_path: Path) -> None:
+    source = Counting(tmp_path)
+    load_cached(source, tmp_path, tmp_path / "cache")
+    changed = source.source.stat().st_mtime_ns + 10**9
+    os.utime(source.source, ns=(changed, changed))
+    load_cached(source, tmp_path, tmp_path / "cache")
+    assert source.decoded == 2
+
+
+def test_what_an_older_version_decoded_is_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Counting(tmp_path)
+    load_cached(source, tmp_path, tmp_path / "cache")
+    monkeypatch.setattr(cache, "FORMAT", cache.FORMAT + 1)
     load_cached(source, tmp_path, tmp_path / "cache")
     assert source.decoded == 2
 

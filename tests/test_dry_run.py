@@ -9,12 +9,14 @@ import pytest
 import tiny_sweep
 import torch
 from fake_cells import cell, record
+from made_data import data
+from torch import nn
 
 from adapters import models
 from bench import dry_run, estimate, spec, sweep
 from bench.estimate import Pace
 from bench.phases import Phase
-from bench.preflight import Checked, Sizes
+from bench.preflight import Checked, Sizes, multiplications
 from bench.records import Record, RecordStore, VictimFigures
 from bench.spec import Resources
 from bench.timing.scale import MADE_BY
@@ -47,6 +49,15 @@ def test_training_grows_with_network_epochs_and_copies() -> None:
         figures = VictimFigures(id=brought.victim_id, acc=0.9, asr=0.9, ra=0.1, seconds=seconds)
         seen = Record(id=brought.id, cell=brought, status="ok", victim=figures, seconds=1.0)
         assert Pace([seen], CHECKED).victim(cell("none")) is None
+
+
+def test_multiplications_are_those_of_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tiny(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+        convolutions = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2)
+        return nn.Sequential(*convolutions, nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 16, num_classes))
+
+    monkeypatch.setitem(models.MODELS, "tiny", tiny)
+    assert multiplications("tiny", data()) == 4 * 64 * 27 + 8 * 16 * 18 + 3 * 128
 
 
 def test_a_defense_grows_with_its_images_and_scoring_with_its_rounds() -> None:

@@ -54,3 +54,8 @@ def test_of_many_images_a_fixed_number_is_drawn() -> None:
     first = evasion_accuracy(model, batch, labels, 0.3, seed=1)
     assert sum(seen) % IMAGES == 0
     assert evasion_accuracy(model, batch, labels, 0.3, seed=1) == first
+
+
+def test_the_share_is_one_of_the_images_drawn() -> None:
+    batch, labels = images(2 * IMAGES)
+    assert evasion_accuracy(half_plane(), batch, 1 - labels, 0.1, seed=1).value == 0

@@ -32,6 +32,7 @@ LINEAR: dict[str, Any] = {
     "risk": 0.1, "weight_norm": 3.0, "input_norm": 2.0, "radius": 0.5, "margin": 0.25, "count": 400,
 }  # fmt: skip
 TWO = NetworkNorms((LayerNorms("a", 2.0, 5.0, 1.0, 12, 7), LayerNorms("b", 0.5, 1.5, 1.0, 7, 3)))
+BIASED = NetworkNorms(TWO.layers, constant=True)
 NETWORK: dict[str, Any] = {"risk": 0.1, "input_norm": 30.0, "radius": 0.5, "margin": 2.0, "count": 400}
 positive = st.floats(1e-3, 1e3)
 form_of = st.sampled_from(FORMS)
@@ -61,6 +62,18 @@ def test_theorem_3_is_the_printed_equation() -> None:
     assert found.complexity == pytest.approx(48 * math.log(400) * (30 + 20) * root / (2 * 400) * spread)
     assert found.remainder == pytest.approx(8 / 400)
     assert found.total == pytest.approx(found.risk + found.complexity + found.remainder + found.confidence)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_constant_that_carries_the_biases_is_an_input_of_every_image(form: Any) -> None:
+    changed = NETWORK | {"input_norm": math.hypot(30, 20)}  # 20: the root of the count
+    plain, biased = network_bound(TWO, **changed, form=form), network_bound(BIASED, **NETWORK, form=form)
+    assert biased.complexity == pytest.approx(plain.complexity)
+
+
+def test_a_margin_of_exactly_gamma_counts_as_printed() -> None:
+    logits, labels = torch.tensor([[1.0, 0.0], [3.0, 0.0]]), torch.tensor([0, 0])
+    assert margin_risk(logits, labels, 1.0, "printed") == 0.5
 
 
 def test_theorem_3_derived() -> None:

@@ -227,6 +227,20 @@ def test_the_status_of_the_backward_solve_is_reported() -> None:
     assert seen[0].curvature < 0
 
 
+def test_a_solve_that_nobody_watches_warns_when_it_breaks_down() -> None:
+    theta = torch.ones(D, dtype=DTYPE, requires_grad=True)
+    objective = FunctionObjective(lambda delta, t: delta.square().sum() + (delta * t[0]).sum())
+    response = implicit_argmax(objective, lambda t: -t[0] / 2, (theta,))
+    with pytest.warns(UserWarning, match="'breakdown' after .* at a residual of 1: .* add damping"):
+        response.sum().backward()
+
+
+def test_what_is_no_objective_is_named() -> None:
+    theta = (torch.ones(D, dtype=DTYPE),)
+    with pytest.raises(TypeError, match=r"objective: found .*lambda.*; expected an Objective, e\.g\. FunctionObj"):
+        implicit_argmax(lambda delta, t: delta.sum(), lambda t: t[0], theta)  # type: ignore[arg-type, return-value]
+
+
 def test_nothing_to_differentiate_is_an_error() -> None:
     with pytest.raises(ValueError, match="theta"):
         implicit_argmax(FunctionObjective(lambda d, t: d.sum()), lambda t: torch.zeros(1), ())

@@ -65,6 +65,32 @@ def test_overrides_go_where_they_belong(tmp_path: Path) -> None:
     assert {cell.target for cell in plan.cells} == {0}
 
 
+def test_a_key_is_named_as_an_axis_where_every_file_has_it_as_one(tmp_path: Path) -> None:
+    _file(tmp_path, "one")
+    tree = tiny_sweep.tree(name="two", grid={"defense": ["none"]})
+    tree["cell"]["poison_ratio"] = 0.4
+    tiny_sweep.write(tmp_path, tree, "two.yaml")
+    plan = _load(_all(tmp_path, "one", "two"))
+    assert [plan.key(name) for name in ("defense", "poison_ratio")] == ["grid.defense", "cell.poison_ratio"]
+
+
+@pytest.mark.parametrize(("mix", "attainable"), [("united", True), ("disjoint", False)])
+def test_the_ratio_of_triggers_that_share_one_set_is_checked_for_them_together(
+    mix: str, attainable: bool, tmp_path: Path
+) -> None:
+    tiny_sweep.write_images(tmp_path)
+    tree = tiny_sweep.tree(name="one", grid={"defense": ["none"]})
+    del tree["cell"]["target"]
+    tree["cell"] |= {"poison_ratio": 0.4, "mix": mix}
+    tree["cell"]["attack"] = [{"attack": "badnets", "target": 0}, {"attack": "blend", "target": 1}]
+    plan = _load(tiny_sweep.write(tmp_path, tree, "one.yaml"))
+    if attainable:
+        preflight.check_data(plan, tmp_path / "cache")
+    else:
+        with pytest.raises(UserError, match=r"cell\.poison_ratio: found 0\.4, .*for each of 2 triggers"):
+            preflight.check_data(plan, tmp_path / "cache")
+
+
 def test_a_budget_comes_before_what_the_command_line_sets(tmp_path: Path) -> None:
     path = _file(tmp_path, "one", budgets={"small": BUDGET})
     assert len(_load(path).cells) == 6

@@ -174,7 +174,7 @@ def test_a_record_of_another_worker_says_nothing_of_gaps() -> None:
 
 def test_the_entry_holds_what_the_ledger_counted() -> None:
     ledger = Ledger()
-    for seconds, work, gap in ((30.0, 6.0, 1.0), (10.0, 4.0, 2.0), (5.0, 1.0, 9.0)):
+    for seconds, work, gap in ((30.0, 6.0, 1.0), (10.0, 4.0, 9.0), (5.0, 1.0, 2.0)):
         ledger.add({"seconds": seconds, "work": work, "gap": gap})
     ledger.offers, ledger.first_start, ledger.last_end = [(100.0, 2)], 100.0, 150.0
     entry = ledger.entry(finished=True)

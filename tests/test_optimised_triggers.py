@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from adapters.attacks import FITS, DamagedTriggerError, FitContext, FittedTrigger, build, check, needs_fit, run_fit
 from adapters.attacks.fitting import Fit, Penultimate, frozen, strongest
 from adapters.attacks.invisible import L0Invisible, L2Invisible
-from adapters.attacks.masks import square, watermark
+from adapters.attacks.masks import _to_segment, square, watermark
 from adapters.attacks.smooth import Smooth
 from adapters.attacks.spectrum import dct2, idct2, low_band
 from adapters.attacks.trojan import TrojanSquare, TrojanWatermark
@@ -105,6 +105,33 @@ def test_another_seed_is_another_trigger(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", QUICK)
+def test_the_report_tells_which_share_of_all_images_is_fooled(name: str) -> None:
+    given = context((3, 8, 8))
+    trigger = run_fit(QUICK[name], given, {})
+    with torch.no_grad():
+        shares = [
+            float((given.model(one).argmax(dim=1) == given.wanted).double().mean())
+            for one in (trigger(given.images), given.images)
+        ]
+    report = trigger.provenance["report"]
+    assert [report["fooled"], report["fooled_without"]] == pytest.approx(shares)
+
+
+def test_a_fit_sees_each_image_before_any_twice() -> None:
+    batches = list(context((1, 4, 4), count=64).batches(4))
+    for pair in (batches[:2], batches[2:]):
+        assert torch.cat(pair).sort().values.tolist() == list(range(64))
+    assert not torch.equal(batches[0], batches[2])
+
+
+def test_the_digest_is_of_shapes_too() -> None:
+    wide, square_ = (
+        FittedTrigger(torch.ones(1, *shape), torch.zeros(3, *shape), "smooth") for shape in ((4, 9), (6, 6))
+    )
+    assert wide.digest != square_.digest
+
+
+@pytest.mark.parametrize("name", QUICK)
 def test_saved_and_loaded_bit_by_bit(name: str, tmp_path: Path) -> None:
     trigger = run_fit(QUICK[name], context((3, 8, 8)), {"by": "test", "settings": {"a": 1.5}})
     trigger.save(tmp_path / "t.safetensors")
@@ -136,6 +163,18 @@ def test_trojan_drives_its_neuron_through_its_mask_alone(cls: type[TrojanSquare]
     assert probe.connection(1)[neuron] > probe.connection(1).median()
 
 
+def test_a_trojan_weighs_a_connection_by_what_its_neuron_reaches() -> None:
+    """Of two neurons that read the same, the one of half the weight and four times the activation says more."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 8, bias=False), nn.Flatten(), nn.Linear(2, 2, bias=False))
+    weight = model[0].weight
+    with torch.no_grad():
+        weight[0].fill_(1 / 64)
+        weight[1].fill_(4 / 64)
+        model[2].weight.copy_(torch.tensor([[0.0, 0.0], [2.0, 1.0]]))
+    given = dataclasses.replace(context((1, 8, 8)), model=model.eval())
+    assert run_fit(TrojanSquare(steps=1), given, {}).provenance["report"]["neuron"] == 1
+
+
 def test_l0_keeps_its_share_of_the_pixels_and_raises_its_anchors() -> None:
     given, fit = context((3, 16, 16)), L0Invisible(share=5 / 256, steps=20, anchors=4)
     trigger = run_fit(fit, given, {})
@@ -157,6 +196,29 @@ def test_l2_keeps_within_its_norm_and_raises_its_anchors() -> None:
     with torch.no_grad():
         gain = (probe(trigger(given.images))[0] - probe(given.images)[0]).mean(dim=0)
     assert gain[anchors].mean() > 3 * gain.abs().mean()
+
+
+def test_l2_is_scaled_down_to_its_norm_where_no_weight_got_it_there() -> None:
+    fit = L2Invisible(rms=0.01, stages=1, steps=20, weight=1e-6, rate=0.05)
+    trigger = run_fit(fit, context((3, 8, 8)), {})
+    assert float(trigger.pattern.square().mean().sqrt()) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("name", ["l0_inv", "l2_inv"])
+def test_anchors_fall_short_each_in_its_own_unit(name: str) -> None:
+    given = context((3, 8, 8))
+    trigger = run_fit(QUICK[name], given, {})
+    report, probe = trigger.provenance["report"], Penultimate(given.model)
+    shown = trigger(given.images[next(given.batches(1))])
+    with torch.no_grad():
+        reached = probe(shown)[0] / (4 * strongest(probe, given.images))
+    expected = (1 - reached[:, report["anchors"]]).square().mean()
+    assert report["shortfall"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_share_of_the_pixels_is_rounded_to_the_nearest() -> None:
+    trigger = run_fit(L0Invisible(share=0.03, steps=1), context((1, 8, 8)), {})
+    assert int((trigger.keep == 0).sum()) == 2
 
 
 @light
@@ -189,6 +251,16 @@ def test_dct_is_scipys(height: int, width: int, seed: int) -> None:
 
 
 @light
+@given(height=st.integers(2, 24), width=st.integers(2, 24), share=st.floats(0.05, 1))
+def test_the_band_is_a_quarter_of_an_ellipse_without_the_constant(height: int, width: int, share: float) -> None:
+    down, across = np.indices((height, width))
+    expected = np.sqrt((down / height) ** 2 + (across / width) ** 2) <= share
+    expected[:2, :2] = True
+    expected[0, 0] = False
+    np.testing.assert_array_equal(low_band(height, width, share).numpy(), expected)
+
+
+@light
 @given(height=st.integers(4, 70), width=st.integers(4, 70))
 def test_masks_have_pixels_and_leave_most_of_the_image(height: int, width: int) -> None:
     for mask in (square(height, width), watermark(height, width)):
@@ -205,6 +277,24 @@ def test_masks_of_32_pixels() -> None:
     small, large = watermark(32, 32).float(), watermark(64, 64).float()
     shrunk = nn.functional.avg_pool2d(large[None], 2)[0]
     assert float(((small > 0) & (shrunk > 0)).sum() / (small > 0).sum()) > 0.8, "one motif at every size"
+
+
+@pytest.mark.parametrize("side", range(6, 33))
+def test_no_row_of_the_seal_is_empty_however_small_the_image(side: int) -> None:
+    centres = (torch.arange(side) + 0.5) / side
+    inside = (centres - 0.72).abs() < 0.19
+    assert watermark(side, side)[inside].any(dim=1).all()
+    assert watermark(side, side)[:, inside].any(dim=0).all()
+
+
+@pytest.mark.parametrize("line", [(0.1, 0.2, 0.7, 0.2), (0.5, 0.9, 0.5, 0.3), (0.2, 0.8, 0.6, 0.5)])
+def test_the_distance_to_a_segment_is_that_to_its_nearest_point(line: tuple[float, float, float, float]) -> None:
+    plane = torch.linspace(0, 1, 9, dtype=torch.float64)
+    x0, y0, x1, y1 = line
+    along = torch.linspace(0, 1, 2001, dtype=torch.float64).view(-1, 1, 1)
+    points = torch.hypot(plane - x0 - along * (x1 - x0), plane[:, None] - y0 - along * (y1 - y0))
+    found = _to_segment(plane.view(1, 9), plane.view(9, 1), line)
+    torch.testing.assert_close(found, points.amin(dim=0), atol=1e-3, rtol=0)
 
 
 def test_the_penultimate_layer_is_read_and_its_best_connection_found() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_cells import record
@@ -91,6 +92,28 @@ def test_what_finds_no_room_is_rescued(tmp_path: Path, monkeypatch: pytest.Monke
     with disk.path.open("ab") as file:
         file.write(rescued.read_bytes())
     assert [one.cell.defense["name"] for one in disk.read()] == ["none", "ibau"]
+
+
+def test_an_outbox_in_which_nothing_waits_is_not_exhausted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "PATIENCE_SECONDS", -1.0)
+    box = Outbox(Disk(tmp_path))
+    assert not box.exhausted
+    box.put(record("ibau"))
+    assert not box.exhausted
+    box.close()
+
+
+def test_patience_counts_from_the_first_record_that_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(outbox, "time", SimpleNamespace(monotonic=lambda: now))
+    disk = Disk(tmp_path)
+    disk.full = True
+    box = Outbox(disk)
+    for seed in range(3):
+        box.put(record("ibau", seed=seed))
+        assert not box.exhausted
+        now += outbox.PATIENCE_SECONDS / 2.5
+    assert box.exhausted
 
 
 def test_room_that_comes_after_the_sweep_has_given_up_does_not_hide_it(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -155,6 +157,15 @@ def test_unattainable_ratios_say_what_is_attainable() -> None:
         poison_count(labels, AllToOne(2), 0.01)
     with pytest.raises(UserError, match=r"expected at most 0 "):
         poison_count(torch.zeros(5, dtype=torch.int64), AllToOne(0), 0.2)
+
+
+def test_the_ratio_that_an_error_recommends_is_attainable() -> None:
+    labels = torch.arange(30_000) % 3
+    with pytest.raises(UserError, match=r"expected at most 0.6666 ") as caught:
+        poison_count(labels, AllToOne(0), 0.7)
+    told = re.search(r"at most ([\d.]+)", str(caught.value))
+    assert told
+    assert poison_count(labels, AllToOne(0), float(told[1])) == 19_998
 
 
 def test_attainable_maximum_is_reached() -> None:

@@ -54,6 +54,13 @@ def test_a_record_survives_its_line(one: Record) -> None:
     assert json.loads(line)["schema"] == SCHEMA_VERSION
 
 
+@pytest.mark.parametrize(("told", "split"), [({}, 1), ({"split": 2}, 2)])
+def test_a_record_is_of_the_split_that_it_tells_or_of_the_first(told: dict[str, int], split: int) -> None:
+    tree = json.loads(record("none").line())
+    del tree["split"]
+    assert Record.model_validate_json(json.dumps(tree | told)).split == split
+
+
 def test_append_and_read(tmp_path: Path) -> None:
     store = RecordStore(tmp_path / "deep" / "folder")
     assert store.read() == []

@@ -15,11 +15,11 @@ import pytest
 
 from adapters.errors import UserError
 from bench import spec
-from bench.report import build, marks, tables
+from bench.report import build, marks, names, tables
 from bench.report.__main__ import main
 from bench.report.groups import estimate, groups, variants
 from bench.report.records_table import command, one_cell_sweep, records
-from bench.report.rows import Row, from_record, read
+from bench.report.rows import Row, from_record, one_each, read
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -242,6 +242,40 @@ def test_an_estimate_over_seeds_and_of_one_record() -> None:
     assert single is not None
     assert (single.low, single.high) == rows[0].intervals["asr"]
     assert estimate([], "asr") is None
+
+
+def test_the_interval_of_a_rate_ends_at_one_and_that_of_seconds_does_not() -> None:
+    rows = rows_of(*(fake.record(fake.cell(seed=k), acc=acc, seconds=acc) for k, acc in enumerate((0.8, 0.9, 1.0))))
+    rate, seconds = estimate(rows, "acc"), estimate(rows, "seconds")
+    assert rate is not None
+    assert seconds is not None
+    assert (rate.high, seconds.high) == (1.0, pytest.approx(0.9 + 0.2484, abs=1e-4))
+
+
+def test_a_run_recorded_again_for_more_is_one_run_with_all_that_was_measured() -> None:
+    plain = fake.record(fake.cell(), seconds=3.0)
+    more = fake.record(fake.cell(evasion_radius=0.5), seconds=9.0, evasion_accuracy=0.4)
+    for order in ((plain, more), (more, plain)):
+        (row,) = one_each(rows_of(*order))
+        assert (row.figures["seconds"], row.figures["evasion_accuracy 0.5"]) == (3.0, 0.4)
+
+
+def test_runs_under_another_time_limit_are_told_apart() -> None:
+    rows = rows_of(*(fake.record(fake.cell(time_limit=limit)) for limit in (None, 60.0)))
+    assert set(variants(rows).values()) == {"I-BAU (defaults)", "I-BAU (time_limit 60)"}
+
+
+def test_nothing_is_left_out_of_a_record_that_took_no_time_and_no_pass() -> None:
+    (row,) = rows_of(fake.record(fake.cell("none"), seconds=0.0, passes={"forward": 0, "backward": 0}))
+    assert not row.left_out
+    assert [row.figures[name] for name in ("seconds", "forward", "backward")] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(9999, "9,999"), (12_345, "12.3 k"), (2_500_000, "2.5 M"), (3.21e9, "3.2 G"), (None, "–")]
+)
+def test_a_large_count_has_a_unit(count: float | None, text: str) -> None:
+    assert names.count_name(count) == text
 
 
 def test_the_papers_marks() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import fake_records as fake
@@ -13,6 +14,7 @@ from adapters.defenses import FineTuning, Ibau
 from bench import published
 from bench.report import beside, cases, effect, figures, marks, paper, style, sweep_files, tables
 from bench.report.figures import rounds
+from bench.report.figures.maps import maps
 from bench.report.groups import groups, variants
 from bench.report.records_table import records as records_table
 from bench.report.records_table import unscored
@@ -144,6 +146,31 @@ def test_training_a_victim_is_no_second_of_no_defense() -> None:
     told = {head.text: value.text for head, value in zip(beside.heads, undefended, strict=True)}
     assert told["Seconds"] == "–"
     assert told["RA"] == "1.5"
+
+
+def test_the_interval_of_a_defended_model_is_not_that_of_its_victim() -> None:
+    row = columns(made(case())["1_2_attack_cases"].table, 0)
+    assert row["I-BAU", "ACC"].note
+    assert not row["No defense", "ACC"].note
+
+
+def test_a_defense_that_needs_no_clean_set_stands_beside_those_of_every_n() -> None:
+    records = [case(clean_size=size) for size in (100, 5000)] + [case("dp_sgd", 0.9, clean_size=None)]
+    table = made(*records)["5_clean_images"].table
+    assert [columns(table, row)["", "DP-SGD"].text for row in (0, 2)] == ["90.0", "90.0"]
+
+
+def test_a_heat_map_has_each_figure_where_its_axes_say() -> None:
+    asrs = {(radius, size): asr for asr, (radius, size) in enumerate(product((1.0, 10.0), (100, 500, 5000)))}
+    rows = [
+        from_record(case("ibau", 0.9, asr / 10, radius=radius, clean_size=size)) for (radius, size), asr in asrs.items()
+    ]
+    (axes,) = maps(rows)[0].figure.axes
+    told = {text.get_position(): text.get_text() for text in axes.texts}
+    across, up = ([label.get_text() for label in each] for each in (axes.get_xticklabels(), axes.get_yticklabels()))
+    assert (across, up) == (["100", "500", "5,000"], ["1", "10"])
+    expected = {(n + 0.5, r + 0.5): f"{10 * (3 * r + n)}.0" for r in range(2) for n in range(3)}
+    assert told == expected
 
 
 @pytest.mark.parametrize("more", [{"tsne_images": 200}, {"evasion_radius": 0.5}, {"min_asr": 0.5}])
@@ -341,10 +368,17 @@ def test_a_victim_with_one_value_of_an_axis_is_not_in_its_table() -> None:
 
 
 def test_table_6_means_over_the_cells_that_took_effect() -> None:
-    records = [wm(seed=k) | {"seconds_to_effect": seconds} for k, seconds in enumerate((2.0, 4.0, None))]
-    (row,) = made(*records, wm("none"), wm(attack="badnets", target="all_to_all"))["6_seconds_to_effect"].table.rows
-    assert [value.text for value in row[:4]] == ["I-BAU", "3.00", "1.0", "2 of 3"]
+    """And that have it at the end: of the last two one lost it again, and one its accuracy."""
+    ends = ((2.0, 0.9, 0.1), (4.0, 0.9, 0.1), (None, 0.9, 0.1), (1.0, 0.9, 0.6), (1.0, 0.5, 0.1))
+    records = [
+        case("ibau", acc, asr, dataset="cifar10", attack="trojan_wm", target=2, seed=k) | {"seconds_to_effect": seconds}
+        for k, (seconds, acc, asr) in enumerate(ends)
+    ]
+    found = made(*records, wm("none"), wm(attack="badnets", target="all_to_all"))["6_seconds_to_effect"].table
+    (row,) = found.rows
+    assert [value.text for value in row[:4]] == ["I-BAU", "3.00", "1.0", "2 of 5"]
     assert row[1].published == "6.82"
+    assert "2 of 5 cells had effect in some round and not at the end; they count as without." in found.notes
 
 
 def test_tables_7_and_8_give_the_error_gap() -> None:

@@ -10,7 +10,7 @@ import pytest
 from fake_cells import cell
 
 from bench import cluster
-from bench.engine import NODE_DEATHS, RETRIES, QueueSearcher, Recorder
+from bench.engine import COUNT_SECONDS, NODE_DEATHS, RETRIES, QueueSearcher, Recorder
 from bench.jobs import Job, JobQueue
 from bench.ledger import Ledger
 from bench.outbox import Outbox
@@ -58,6 +58,11 @@ class Sweep:
         return key
 
 
+@pytest.fixture(autouse=True)
+def _attached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "is_cut_off", lambda: False)
+
+
 @pytest.fixture
 def dead(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The machines that Ray calls dead."""
@@ -95,6 +100,18 @@ def test_a_cell_that_ends_its_workers_is_given_up_whatever_machines_died_before(
         sweep.die(machine)
         dead.add("gone")
     assert sweep.listener.ended == ["failed"]
+
+
+def test_no_cell_has_failed_that_died_with_the_only_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = Sweep(tmp_path)
+    sweep.die("a")
+    monkeypatch.setattr(cluster, "is_cut_off", lambda: True)
+    with pytest.raises(cluster.CutOffError):
+        sweep.die("a")
+    assert not sweep.store.path.exists()
+    sweep.recorder._counted -= COUNT_SECONDS
+    with pytest.raises(cluster.CutOffError):  # nor does a sweep wait on where nothing runs that could die
+        sweep.recorder.on_step_end(0, [])
 
 
 @pytest.mark.parametrize(

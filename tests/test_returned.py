@@ -51,3 +51,11 @@ def test_weights_that_are_not_finite_are_a_divergence(status: str, value: float)
     found = checked(DefenseResult(_model(weight=value), status), "mine", IMAGES, 3)
     assert found.status == "diverged"
     assert found.reason == "NaN or infinite values in '1.weight' of what it returned"
+
+
+def test_logits_that_are_not_finite_are_a_divergence_too() -> None:
+    """Of weights that are: behind a variance below zero, for one."""
+    model = nn.Sequential(nn.BatchNorm2d(3), _model())
+    model[0].running_var.fill_(-1.0)
+    found = checked(DefenseResult(model), "mine", IMAGES, 3)
+    assert (found.status, found.reason) == ("diverged", "NaN or infinite logits of what it returned")

@@ -129,6 +129,20 @@ def test_files_are_found_beside_the_sweep_and_under_the_data_root(tmp_path: Path
     assert [cell.id for cell in again.cells] == [cell.id for cell in plan.cells]
 
 
+def test_another_mask_is_another_cell(tmp_path: Path) -> None:
+    np.save(tmp_path / "image.npy", np.ones((16, 16), dtype=np.float32))
+    for name, row in (("above", 0), ("below", 15)):
+        mask = np.zeros((16, 16), dtype=np.float32)
+        mask[row] = 1
+        np.save(tmp_path / f"{name}.npy", mask)
+    triggers = [{"image": "image.npy", "mode": "replace", "mask": f"{name}.npy"} for name in ("above", "below")]
+    tree = tiny_sweep.tree(grid={"attack": triggers})
+    del tree["cell"]["attack"]
+    tree["cell"] |= {"poison_ratio": 0.1, "defense": "none"}
+    plan = _load(tmp_path, tree)
+    assert len({cell.victim_id for cell in plan.cells}) == 2
+
+
 def test_a_checkpoint_takes_the_place_of_attack_target_and_ratio(tmp_path: Path) -> None:
     (tmp_path / "x.pth").write_bytes(b"weights")
     cell = {"dataset": "digits", "model": "simplified_vgg", "clean_size": 9, "defense": "none"}

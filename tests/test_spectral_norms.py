@@ -81,6 +81,24 @@ def test_power_iteration_says_when_it_stopped_early_and_knows_zero() -> None:
     assert spectral_norm(Dense(torch.zeros(2, 3, dtype=torch.float64))).value == 0
 
 
+def test_one_layer_that_was_cut_short_is_enough_to_say_so() -> None:
+    first, last = nn.Linear(4, 4, bias=False), nn.Linear(4, 2, bias=False)
+    with torch.no_grad():
+        first.weight.copy_(torch.eye(4))
+        last.weight.copy_(draw(2, 4))
+    model = nn.Sequential(nn.Flatten(), first, nn.ReLU(), last)
+    assert network_norms(model, (1, 2, 2)).converged
+    assert not network_norms(model, (1, 2, 2), tolerance=1e-9, max_steps=2).converged
+
+
+@pytest.mark.parametrize(("bias", "expected"), [(False, [0.5, 1]), (True, [1, 1])])
+def test_a_constant_is_handed_on_without_shrinking(bias: bool, expected: list[float]) -> None:
+    """What averaging four cells takes from the values it does not take from the one beside them."""
+    convolution = nn.Conv2d(1, 2, 3, padding=1, bias=bias)
+    model = nn.Sequential(convolution, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8, 3, bias=False))
+    assert [layer.lipschitz for layer in layers(model, (1, 4, 4))] == expected
+
+
 def vgg(size: int = 8) -> nn.Module:
     """The simplified VGG with BatchNorm statistics and biases that matter."""
     torch.manual_seed(0)

@@ -241,10 +241,18 @@ def test_sigterm_ends_a_sweep_as_an_interrupt_does(
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), NoRoomError("no room")])
+@pytest.mark.parametrize(
+    ("error", "expected", "line"),
+    [
+        (KeyboardInterrupt(), session.INTERRUPTED, ""),
+        (NoRoomError("no room"), sweep.NO_ROOM, "error: no room\n"),
+        (cluster.CutOffError(), session.CUT_OFF, "with 0 of 6 cells recorded; the same command goes on from here\n"),
+    ],
+)
 def test_what_the_workers_did_is_told_and_kept_whatever_ends_the_sweep(
-    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException,
+    expected: int, line: str,
+) -> None:  # fmt: skip
     from bench import engine
 
     def run_sweep(*given: Any) -> None:
@@ -257,9 +265,10 @@ def test_what_the_workers_did_is_told_and_kept_whatever_ends_the_sweep(
     monkeypatch.setattr(cluster, "ClusterStart", _Ready)
     monkeypatch.setattr(engine, "run_sweep", run_sweep)
     for runs in (1, 2):
-        status = sweep.main(_arguments(place))
-        assert status == (session.INTERRUPTED if isinstance(error, KeyboardInterrupt) else sweep.NO_ROOM)
-        said = capsys.readouterr().out
+        assert sweep.main(_arguments(place)) == expected
+        said, told = capsys.readouterr()
+        assert told.endswith(line)
+        assert told.count("\n") == bool(line)
         assert "1 of 6 cells in " in said
         assert "workers were busy 50% of it, 25% training and defending" in said
         assert "overhead, median (worst): 0.50 s (0.50 s) from a worker's job to its next" in said
@@ -333,8 +342,8 @@ def test_workers_are_reused_and_their_deaths_survived(
     from bench import engine
 
     class Fake(engine.CellTrainable):  # type: ignore[misc]
-        def setup(self, config: dict[str, Any], settings: engine.WorkerSettings) -> None:
-            self._job, self._log = config, settings.cache_dir / "log"
+        def setup(self, config: dict[str, Any]) -> None:
+            self._job, self._log = config, self.settings.cache_dir / "log"
 
         def step(self) -> dict[str, Any]:
             return {"done": True, "seconds": 0.01, **_do(self._job, self._log)}

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.theory import FIGURES, STUDIES, draw, gaps
+from bench.theory import FIGURES, STUDIES, draw, gaps, measure
 from bench.theory.__main__ import main
 from bench.theory.concave import exact_hypergradient, implicit_error, quadratic, unrolled_error
 from bench.theory.gap_figures import looseness
 from bench.theory.measure import SEEDS, STEPS, saved_bytes
+from ibau_defense import ascend
 from ibau_defense.bounds import network_norms
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +44,14 @@ def test_the_recorded_errors_are_what_is_measured_today(seed: int) -> None:
     assert found == pytest.approx({key: row[key] for key in found}, rel=1e-6)
 
 
+def test_the_study_of_the_error_measures_shares_of_the_hypergradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "SEEDS", SEEDS[:1])
+    monkeypatch.setattr(measure, "STEPS", STEPS[:2])
+    rows = {(row["seed"], row["steps"]): row for row in recorded("hypergradient_error")["rows"]}
+    for row in measure.hypergradient_error():
+        assert row == pytest.approx(rows[row["seed"], row["steps"]], rel=1e-6)
+
+
 def test_the_recorded_bytes_are_what_is_counted_today() -> None:
     rows = recorded("saved_bytes")["rows"]
     today = saved_bytes(counts=(1, 4))
@@ -52,6 +62,19 @@ def test_the_recorded_bytes_are_what_is_counted_today() -> None:
     implicit = {row["bytes"] for row in rows if row["what"] == "implicit"}
     assert len(implicit) == 1
     assert implicit.pop() <= 2 * one
+
+
+def test_an_outer_step_takes_the_steps_that_it_is_counted_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def climb(losses: Any, theta: Any, start: Any, ball: Any, ascent: Any) -> Any:
+        taken.append(ascent.steps)
+        return ascend(losses, theta, start, ball, ascent)
+
+    monkeypatch.setattr(measure, "ascend", climb)
+    monkeypatch.setattr(measure, "response_product", lambda *given: taken.append(given[-1].solver.max_steps))
+    measure.outer_step(measure.vgg_loss(), 2, 7)
+    assert taken == [2, 7]
 
 
 @pytest.mark.parametrize("study", list(STUDIES))
@@ -104,6 +127,27 @@ def test_norms_of_a_power_iteration_cut_short_make_no_bound(monkeypatch: pytest.
     monkeypatch.setattr(gaps, "network_norms", partial(network_norms, max_steps=1))
     with pytest.raises(ValueError, match="expected all to converge"):
         gaps.network_row(gaps.WIDTHS[0], gaps.FEW, seed=2)
+
+
+def test_unseen_images_are_the_same_whatever_the_clean_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+
+    def counted(original: Callable[..., float]) -> Callable[..., float]:
+        def error(*arguments: Any) -> float:
+            counts.append(len(arguments[-1]))
+            return original(*arguments)
+
+        return error
+
+    monkeypatch.setattr(gaps, "error", counted(gaps.error))
+    monkeypatch.setattr(gaps, "_error", counted(gaps._error))
+    for count in (50, 800):
+        gaps.linear_row("digits", count, seed=2)
+    assert counts == [50, 997, 800, 997]
+    counts.clear()
+    for count in (25, 400):
+        gaps.network_row(gaps.WIDTHS[0], count, seed=2)
+    assert counts == [25, 600, 600, 400, 600, 600]
 
 
 def test_one_study_alone_is_drawn_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,6 +74,34 @@ def test_is_a_function_of_its_seed_and_leaves_global_state() -> None:
     assert not torch.equal(results[0], results[2])
 
 
+def test_the_final_loss_is_the_mean_over_the_last_epoch() -> None:
+    images, labels = dark_and_bright(48)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    with torch.no_grad():
+        expected = float(nn.functional.cross_entropy(model(images / 255), labels))
+    report = train(model, images, labels, Training(epochs=2, batch_size=16, peak_lr=1e-9), CPU, 0)
+    assert report.final_loss == pytest.approx(expected, rel=0.02)  # bfloat16 where the CPU has it
+
+
+def test_speed_counts_examples_and_not_stored_images() -> None:
+    images, _ = dark_and_bright(3)
+    rows = torch.arange(30) % 3
+    report = train(tiny_model(), images, rows % 2, Training(epochs=2, batch_size=10), CPU, 0, rows=rows)
+    assert report.images_per_second == pytest.approx(30 * 2 / report.seconds)
+
+
+def test_weight_decay_shrinks_what_no_gradient_moves() -> None:
+    images, labels = dark_and_bright(32)
+    norms = []
+    for decay in (0.0, 1.0):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+        model.extra = nn.Parameter(torch.ones(4))
+        model.register_forward_hook(lambda module, _, out: out + 0 * module.extra.sum())
+        train(model, images, labels, Training(epochs=3, batch_size=16, weight_decay=decay), CPU, 0)
+        norms.append(float(model.extra.detach().norm()))
+    assert norms[1] < norms[0] == 2
+
+
 @pytest.mark.parametrize(("count", "steps"), [(32, 2), (33, 2), (34, 3), (7, 1)])
 def test_last_partial_batch(count: int, steps: int) -> None:
     """Used, but for a single image, of which BatchNorm has no statistics."""
@@ -133,6 +161,17 @@ def test_every_augmented_image_is_a_window_of_its_padded_self(
             assert any(torch.equal(image, one) for one in windows)
             seen.append(label)
     assert sorted(seen) == list(range(count))
+
+
+def test_every_window_is_drawn() -> None:
+    count = 2000
+    images, labels = torch.zeros(count, 1, 1, 1, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64)
+    training = Training(epochs=1, batch_size=count, augment="crop")
+    data = _Resident(images, labels, torch.arange(count), training, CPU, drop_single=False)
+    windows = data._windows(torch.Generator().manual_seed(0))
+    assert windows is not None
+    drawn = {(int(down), int(across)) for down, across in zip(*windows, strict=True)}
+    assert drawn == {(down, across) for down in range(9) for across in range(9)}
 
 
 def test_plain_batches_are_the_images() -> None:

@@ -109,6 +109,15 @@ def test_one_clean_model_and_one_trigger_for_all_their_cells(tmp_path: Path, wor
     assert (about["target"], about["dataset"]) == (1, "made")
 
 
+def test_every_target_has_a_draw_of_its_own(tmp_path: Path) -> None:
+    store, seeds = VictimStore(tmp_path), set[int]()
+    for target in (0, 1, "all_to_all"):
+        ((trigger, _),) = store.attacks(cell(target=target), data(), CPU)
+        assert isinstance(trigger, FittedTrigger)
+        seeds.add(trigger.provenance["seed"])
+    assert len(seeds) == 3
+
+
 def test_fitting_and_poisoning_are_timed_and_the_clean_models_training_is_not(
     tmp_path: Path, work: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from adapters.attacks import TRIGGERS, CleanLabel, build, check, digest, label_map
+from adapters.attacks.blend import draw_picture
 from adapters.attacks.wanet import WaNet
 from adapters.errors import UserError
 from adapters.protocols import Trigger
@@ -99,6 +100,15 @@ def test_blend_is_the_formula_with_one_picture(shape: tuple[int, int, int], seed
 
 
 @light
+@given(side=st.integers(2, 12), times=st.sampled_from([3, 5]))
+def test_blend_shows_one_motif_at_every_size(side: int, times: int) -> None:
+    """An odd multiple of a side has a pixel at each of its centres."""
+    small = draw_picture((3, side, side))
+    assert torch.equal(draw_picture((3, side, side * times))[..., times // 2 :: times], small)
+    assert torch.equal(draw_picture((3, side * times, side))[:, times // 2 :: times], small)
+
+
+@light
 @given(shape=shapes, seed=st.integers(0, 99))
 def test_sig_is_the_formula(shape: tuple[int, int, int], seed: int) -> None:
     images = random_images(shape, dtype=torch.float64)
@@ -159,6 +169,13 @@ def test_replace_without_mask_leaves_black_pixels(tmp_path: Path) -> None:
     assert torch.equal(trigger(trigger(images)), trigger(images))
 
 
+@pytest.mark.parametrize("level", [1, 2])
+def test_an_image_of_the_lowest_levels_is_as_faint_as_it_says(tmp_path: Path, level: int) -> None:
+    Image.fromarray(np.full((4, 4, 3), level, dtype=np.uint8)).save(tmp_path / "t.png")
+    added = build({"image": str(tmp_path / "t.png"), "mode": "add"}, (3, 4, 4), 0)(torch.zeros(1, 3, 4, 4))
+    torch.testing.assert_close(added, torch.full((1, 3, 4, 4), level / 255))
+
+
 @pytest.mark.parametrize("layout", ["hw", "chw", "hwc", "1hwc", "1chw"])
 @pytest.mark.parametrize("levels", [np.uint8, np.float32, np.bool_])
 def test_mask_layouts(tmp_path: Path, layout: str, levels: type) -> None:
@@ -201,6 +218,7 @@ def write_bad_files(folder: Path) -> None:
     np.save(folder / "nan.npy", np.full((3, 4, 4), np.nan, dtype=np.float32))
     np.save(folder / "bright.npy", np.full((3, 4, 4), 200.0, dtype=np.float32))
     np.save(folder / "good.npy", np.ones((3, 4, 4), dtype=np.float32))
+    np.save(folder / "negative.npy", np.full((3, 4, 4), -0.5, dtype=np.float32))
     Image.fromarray(np.full((4, 4, 4), 9, dtype=np.uint8)).save(folder / "clear.png")
     Image.fromarray(np.zeros((4, 4), dtype=np.uint16)).save(folder / "deep.png")
 
@@ -218,6 +236,7 @@ def write_bad_files(folder: Path) -> None:
         ({"image": "small.npy", "mode": "add"}, r"has shape \(3, 2, 2\); expected \(3, 4, 4\)"),
         ({"image": "nan.npy", "mode": "add"}, r"values from nan"),
         ({"image": "bright.npy", "mode": "add"}, r"values from 200 to 200; expected all of them in \[-1, 1\]"),
+        ({"image": "negative.npy", "mode": "replace"}, r"values from -0.5 to -0.5; expected all of them in \[0, 1\]"),
         ({"image": "good.npy", "mode": "replace", "mask": "small.npy"}, r"cell.attack.mask: '.*small.npy' has shape"),
         ({"image": "good.npy", "mode": "replace", "mask": "gone.npy"}, r"cell.attack.mask: cannot read '.*gone.npy'"),
         (
@@ -259,7 +278,7 @@ def test_digest_is_of_content_and_order(tmp_path: Path) -> None:
 
 
 @light
-@given(num_classes=st.integers(2, 50), seed=st.integers(0, 99))
+@given(num_classes=st.integers(1, 50), seed=st.integers(0, 99))
 def test_label_maps_are_total(num_classes: int, seed: int) -> None:
     labels = torch.arange(num_classes)
     everyone = label_map("all_to_all", num_classes)

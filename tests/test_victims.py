@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from adapters.protocols import ImageTensors
 from bench import victim_files, victims
 from bench.cells import Cell
 from bench.scoring import Scorer
+from bench.seeds import derive_seed
 from bench.splits import split_test
 from bench.triggers import cell_attacks
 from bench.victims import VictimStore
@@ -104,6 +106,48 @@ def test_other_cells_are_other_victims(tmp_path: Path, trainings: list[int]) -> 
         assert other.id != first.id
         assert not states_equal(other.model, first.model)
     assert len(trainings) == 5
+
+
+def test_cells_that_differ_in_the_attack_start_from_the_same_weights() -> None:
+    images = data()
+    first, other, later = (
+        victims.new_model(one, images) for one in (cell(), cell(attack="blend", poison_ratio=0.1), cell(seed=1))
+    )
+    assert states_equal(first, other)
+    assert not states_equal(first, later)
+
+
+def test_weights_order_and_poisoning_are_drawn_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    def derive(*parts: object) -> int:
+        drawn.append(derive_seed(*parts))
+        return drawn[-1]
+
+    monkeypatch.setattr(victims, "derive_seed", derive)
+    VictimStore(tmp_path).get_or_train(cell(), data(), CPU)
+    assert len(set(drawn)) == len(drawn) == 3
+
+
+def test_the_network_and_the_ratio_do_not_change_which_images_are_poisoned_first() -> None:
+    images = data()
+
+    def poisoned(**changes: Any) -> set[int]:
+        one = cell(**changes)
+        return set(victims.poisoned_training_set(one, images, cell_attacks(one, images)).indices.tolist())
+
+    many = poisoned()
+    assert poisoned(model="resnet18", training={"epochs": 2}) == many
+    assert poisoned(poison_ratio=0.1) < many
+    assert poisoned(seed=1) != many
+
+
+@pytest.mark.parametrize(("mix", "examples"), [(None, 90), ("disjoint", 90), ("united", 180)])
+def test_several_triggers_share_one_set_unless_their_copies_are_united(mix: str | None, examples: int) -> None:
+    rows = [{"attack": "badnets", "target": 0}, {"attack": "blend", "target": 2}]
+    images, one = data(), cell(attack=rows, target=None, mix=mix)
+    poisoned = victims.poisoned_training_set(one, images, cell_attacks(one, images))
+    assert (len(poisoned.labels), len(poisoned.indices)) == (examples, 36)
 
 
 def test_many_at_once_train_once(tmp_path: Path, trainings: list[int]) -> None:
@@ -191,6 +235,20 @@ def test_foreign_tensors_are_rebuilt(tmp_path: Path, trainings: list[int], caplo
     store.get_or_train(cell(), data(), CPU)
     assert len(trainings) == 2
     assert "its tensors do not fit 'tiny'" in caplog.text
+
+
+def test_the_files_of_another_victim_under_its_name_are_noticed(
+    tmp_path: Path, trainings: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Sound ones, of the same images and network: renamed, or copied from elsewhere."""
+    store = VictimStore(tmp_path)
+    first, other = (store.get_or_train(one, data(), CPU) for one in (cell(), cell(target=2)))
+    for suffix in ("safetensors", "json"):
+        shutil.copy(tmp_path / "victims" / f"{other.id}.{suffix}", tmp_path / "victims" / f"{first.id}.{suffix}")
+    again = store.get_or_train(cell(), data(), CPU)
+    assert "its metadata belong to another victim" in caplog.text
+    assert states_equal(again.model, first.model)
+    assert len(trainings) == 3
 
 
 def test_other_images_under_the_same_name_are_noticed(

@@ -65,6 +65,14 @@ def test_no_change_is_no_change() -> None:
         visibility(images, images[:1])
 
 
+@pytest.mark.parametrize(("levels", "pixels"), [(0.4, 0), (1, 1)])
+def test_a_level_in_one_channel_is_a_changed_pixel(levels: float, pixels: int) -> None:
+    clean = torch.full((1, 3, 8, 8), 0.5, dtype=torch.float64)
+    triggered = clean.clone()
+    triggered[0, 1, 2, 3] += levels / 255
+    assert visibility(clean, triggered).l0 == pixels
+
+
 def test_badnets_on_black_images() -> None:
     black = torch.zeros(2, 3, 32, 32)
     found = visibility(black, build("badnets", (3, 32, 32), 0)(black))

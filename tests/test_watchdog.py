@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -58,6 +59,22 @@ def test_a_pause_does_not_count_and_nothing_is_left_behind(limit: float | None) 
     finally:
         signal.setitimer(signal.ITIMER_REAL, *old)
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize(("limit", "allowed"), [(10.0, 70.0), (100.0, 200.0)])
+def test_grace_is_as_long_again_if_that_is_more_and_what_was_spent_counts(
+    limit: float, allowed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(watchdog, "GRACE_SECONDS", 60.0)
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: now))
+    dog, left = Watchdog(limit), []
+    for _ in range(2):
+        dog.start()
+        left.append(signal.getitimer(signal.ITIMER_REAL)[0])
+        now += 20
+        dog.stop()
+    assert left == pytest.approx([allowed, allowed - 20], abs=5)
 
 
 def test_native_code_that_never_comes_back_ends_with_its_process() -> None:

@@ -69,9 +69,9 @@ class Raylets:
 class Fake(engine.CellTrainable):  # type: ignore[misc]
     """Takes a moment and leaves a line in ``places``: the working directory of its raylet, and what it did."""
 
-    def setup(self, config: dict[str, Any], settings: engine.WorkerSettings) -> None:
-        self._job, self._log = config, settings.cache_dir / "places"
-        self._root = settings.cache_dir
+    def setup(self, config: dict[str, Any]) -> None:
+        self._job, self._log = config, self.settings.cache_dir / "places"
+        self._root = self.settings.cache_dir
 
     def step(self) -> dict[str, Any]:
         one = Cell.model_validate_json(self._job["cell"])

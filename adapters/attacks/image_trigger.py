@@ -102,8 +102,9 @@ def _read(path: Path, key: str) -> npt.NDArray[np.float32]:
         raise UserError(f"{key}: cannot read {str(path)!r} as a PNG or .npy image: {error}") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fuib":
         raise UserError(f"{key}: {str(path)!r} holds no array of real numbers")
-    # A uint8 mask of zeros and ones is meant as such, not as almost black.
-    scale = 255.0 if array.dtype == np.uint8 and array.max(initial=0) > 1 else 1.0
+    # A uint8 mask of zeros and ones is meant as such, not as almost black; an image of them is almost black.
+    ones = key.endswith(".mask") and array.max(initial=0) <= 1
+    scale = 255.0 if array.dtype == np.uint8 and not ones else 1.0
     return array.astype(np.float32) / np.float32(scale)
 
 

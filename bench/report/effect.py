@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from bench import published
-from bench.report import beside, given, names, settings, sweep_files
+from bench.report import beside, effectiveness, given, names, settings, sweep_files
 from bench.report.groups import by, estimate, ordered, variants
 from bench.report.rows import Row
 from bench.report.tables import Head, Table, Titled, Value, measured, spread
@@ -19,7 +19,8 @@ BASELINES = ("neural_cleanse", "deep_inspect", "tabor", "fine_pruning", "nad")
 HEADS = ("Seconds to effect", "× I-BAU", "Cells with effect", "Seconds in all", "Passes an image")
 MEANING = (
     "Effect: the first round with ASR under 20 % and at most 10 points of ACC lost, of a model that the defense may "
-    "return: rounds of NAD's teacher do not count. Mean over the cells that took effect{}; "
+    "return: rounds of NAD's teacher do not count. The model that it did return must have it too. Mean over the cells "
+    "that took effect{}; "
     "ours on the devices named above, the paper's over its seven cases, on its authors' GPU."
 )
 
@@ -49,6 +50,7 @@ def titled(rows: Sequence[Row], notes: Sequence[str]) -> Titled:
         *notes,
         *given.note(rows),
         MEANING.format(spread(body)),
+        *_passing(rows),
         *_company(rows),
         _multiples(own, members),
         _told(speedup(own, members)),
@@ -86,15 +88,23 @@ def _ratio(rows: Sequence[Row], found: tuple[float, int] | None) -> Value:
 
 
 def _effective(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if FIGURE in row.figures]
+    """Those that took effect in some round, and returned a model that has it."""
+    return [row for row in rows if FIGURE in row.figures and effectiveness.effective([row])]
+
+
+def _passing(rows: Sequence[Row]) -> list[str]:
+    lost = sum(FIGURE in row.figures for row in rows) - len(_effective(rows))
+    told = f"{lost} of {len(rows)} cells had effect in some round and not at the end; they count as without."
+    return [told] if lost else []
 
 
 def _yardstick(members: Mapping[str, Sequence[Row]]) -> Sequence[Row]:
     """The I-BAU that took effect most often; of several, the quickest."""
 
     def rank(rows: Sequence[Row]) -> tuple[int, float]:
-        found = estimate(rows, FIGURE)
-        return len(_effective(rows)), -found.mean if found else -math.inf
+        able = _effective(rows)
+        found = estimate(able, FIGURE)
+        return len(able), -found.mean if found else -math.inf
 
     ours = [rows for rows in members.values() if rows[0].defense == "ibau" and _effective(rows)]
     return max(ours, key=rank, default=())

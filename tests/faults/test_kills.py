@@ -1,4 +1,4 @@
-"""SIGKILL of driver, worker and raylet at random moments: what was recorded stays, and the same command goes on."""
+"""SIGKILL of driver, worker, raylet and agents at random moments: what was recorded stays, the same command goes on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stage import Ended, Running, Stage, Union, command_line, is_alive
 
 pytestmark = pytest.mark.timeout(3600)
 
-SHARES = {"driver": 0.4, "worker": 0.4, "raylet": 0.2}
+SHARES = {"driver": 0.4, "worker": 0.3, "raylet": 0.2, "agent of the raylet": 0.1}
 GONE_SECONDS = 180.0
 """Workers go at once; Ray's own agents of a raylet that was killed at its start have been seen for over a minute."""
 AGAIN = (
@@ -73,7 +73,7 @@ def _kill_driver(running: Running, most: int, moment: Moment, chance: random.Ran
 def _kill_workers(running: Running, most: int, moment: Moment, chance: random.Random) -> int:
     killed = 0
     while killed < min(most, 5) and _await(running, len(running.stage.lines()), moment):
-        workers = running.descendants(r"^ray::(?!IDLE)")
+        workers = running.descendants(r"^ray::(?!IDLE|\w*Agent\b)")
         if workers:
             killed += _kill(chance.choice(workers))
         moment = Moment(chance.randint(0, 3), chance.uniform(0, 1))
@@ -84,6 +84,14 @@ def _kill_raylet(running: Running, most: int, moment: Moment, chance: random.Ran
     if not _await(running, len(running.stage.lines()), moment):
         return 0
     return _kill(*running.descendants(r"/raylet/raylet "))
+
+
+def _kill_agent(running: Running, most: int, moment: Moment, chance: random.Random) -> int:
+    """One of the two without which a raylet ends itself, in good order."""
+    if not _await(running, len(running.stage.lines()), moment):
+        return 0
+    agents = running.descendants(r"^ray::\w*Agent\b")
+    return _kill(chance.choice(agents)) if agents else 0
 
 
 def _kill(*processes: int) -> int:
@@ -145,7 +153,8 @@ def test_killed_at_random_moments(
     whom: str, request: pytest.FixtureRequest, note: Note, chance: random.Random, tmp_path: Path
 ) -> None:
     kills = max(1, round(SHARES[whom] * request.config.getoption("--kills")))
-    strike: Strike = {"driver": _kill_driver, "worker": _kill_workers, "raylet": _kill_raylet}[whom]
+    strikes: list[Strike] = [_kill_driver, _kill_workers, _kill_raylet, _kill_agent]
+    strike = dict(zip(SHARES, strikes, strict=True))[whom]
     campaign = _campaign(tmp_path, kills, strike, chance)
     stage = Stage(tmp_path / "0", _tree())
     status = campaign.seen.status if campaign.seen else None
