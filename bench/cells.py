@@ -170,6 +170,11 @@ def title(trigger: TriggerSpec) -> str:
     return trigger.title if isinstance(trigger, NamedTrigger) else trigger.image.rsplit("/", 1)[-1]
 
 
+def file_title(path: str) -> str:
+    """A file as lines call it: with its folder, since BackdoorBench calls every checkpoint ``attack_result.pt``."""
+    return "/".join(path.split("/")[-2:])
+
+
 def content_hash(tree: Any) -> str:
     """Hash of a JSON tree, blind to key order and to the paths of files whose ``digest`` stands beside them.
 

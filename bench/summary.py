@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from bench.cells import ImageTrigger, NamedTrigger, title
+from bench.cells import ImageTrigger, NamedTrigger, file_title, title
 from bench.records import Record
 from bench.report.groups import Group, groups
 from bench.report.rows import Row, from_record
@@ -121,7 +121,7 @@ def _axes(records: Sequence[Record]) -> list[str]:
 def _value(record: Record, axis: str) -> Any:
     value = getattr(record.cell, axis)
     if axis == "victim":
-        return None if value is None else value.checkpoint.rsplit("/", 1)[-1]
+        return None if value is None else file_title(value.checkpoint)
     if isinstance(value, ImageTrigger | NamedTrigger):
         return title(value)
     if isinstance(value, tuple):

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bench.cells import NOT_OF_THE_VICTIM, Cell, ImageTrigger, title
+from bench.cells import NOT_OF_THE_VICTIM, Cell, ImageTrigger, file_title, title
 from bench.jobs import Job
 
 
@@ -28,7 +28,7 @@ def _attack(cell: Cell) -> str:
     if cell.is_clean:
         return "clean"
     if cell.victim is not None:
-        return cell.victim.checkpoint.rsplit("/", 1)[-1]
+        return file_title(cell.victim.checkpoint)
     if isinstance(cell.attack, tuple):
         return f"{len(cell.attack)} triggers"
     if isinstance(cell.attack, ImageTrigger):

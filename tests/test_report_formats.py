@@ -19,6 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bench.report import FORMATS, attachments, figures, html, latex, markdown, marks, spreadsheet, style, sweep_files
+from bench.report.figures.sensitivity import curves
 from bench.report.figures.series import series
 from bench.report.figures.spread import spread
 from bench.report.figures.tsne import layout
@@ -319,3 +320,29 @@ POINTS = [[0.0, 1.0], [2, 3.5]]
 def test_a_layout_is_four_lists_of_one_length(change: dict[str, Any], kept: bool) -> None:
     tree = {"labels": [0, 1], "triggered": [0, 1], "before": POINTS, "after": POINTS} | change
     assert (layout(tree) is not None) == kept
+
+
+def test_a_curve_is_over_the_same_cases_at_each_of_its_places() -> None:
+    """Two flat cases of unequal height, one of which lacks a place: no slope."""
+    cases = (("badnets", 8, 0.05, (1.0, 10.0)), ("blend", 1, 0.65, (1.0, 5.0, 10.0)))
+    rows = [
+        from_record(fake.record(fake.cell("ibau", attack=attack, target=target, radius=radius), 0.98, asr))
+        for attack, target, asr, radii in cases
+        for radius in radii
+    ]
+    with style.drawing():
+        drawn = {plot.stem: plot.figure.axes[0].get_lines()[0] for plot in curves(rows)}
+    assert drawn["asr-by-radius"].get_xdata().tolist() == [1, 5, 10]
+    assert drawn["asr-by-radius"].get_ydata().tolist() == pytest.approx([0.65] * 3)
+
+
+def test_checkpoints_of_one_name_are_called_by_their_folders(tmp_path: Path) -> None:
+    apart = ("a/badnet/attack_result.pt", "a/weak/attack_result.pt", "b/weak/attack_result.pt")
+    files = {path: path for path in apart} | {"a/one.pth": "1", "b/one.pth": "1", "a/other.pth": "2"}
+    records = []
+    for seed, (path, digest) in enumerate(files.items()):
+        victim = {"checkpoint": path, "digest": digest, "trigger": "badnets", "target": 8}
+        cell = fake.cell("none", seed=seed) | {"attack": None, "target": None, "victim": victim}
+        records.append(fake.record(cell, 0.9, 0.9))
+    rows = read(fake.write(tmp_path / "results", records)).rows
+    assert {row.checkpoint for row in rows} == {*apart, "one.pth", "other.pth"}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -177,10 +178,30 @@ def read(folder: Path) -> Reading:
         raise UserError(f"RESULTS: found {str(folder)!r}; expected a folder that holds {FILE}")
     trees, damaged = RecordStore(folder).objects()
     found = [from_record(tree) for tree in trees if isinstance(tree.get("cell"), dict)]
-    rows = {row.id: row for row in found}
+    rows = {row.id: row for row in _named_apart(found)}
     if not rows:
         raise UserError(f"RESULTS: found no record in {str(path)!r}; expected at least one line")
     return Reading(sorted(rows.values(), key=_order), damaged + len(trees) - len(found))
+
+
+def _named_apart(rows: Sequence[Row]) -> list[Row]:
+    """Checkpoints that share a file's name, and are not one file, are called by the folders that tell them apart."""
+    victims = [_mapping(row.cell.get("victim")) for row in rows]
+    files = [(Path(_text(victim.get("checkpoint"))), _text(victim.get("digest"))) for victim in victims]
+    groups: dict[str, set[tuple[Path, str]]] = defaultdict(set)
+    for path, digest in files:
+        groups[path.name].add((path, digest))
+
+    def called(path: Path) -> str:
+        others = groups[path.name]
+        if len({digest or str(other) for other, digest in others}) == 1:
+            return path.name
+        count = 1
+        while len({other.parts[-count:] for other, _ in others}) < len({other for other, _ in others}):
+            count += 1
+        return "/".join(path.parts[-count:])
+
+    return [replace(row, checkpoint=called(path)) for row, (path, _) in zip(rows, files, strict=True)]
 
 
 def from_record(record: Mapping[str, Any]) -> Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from bench.report import names, settings, style, sweep_files
@@ -31,20 +31,41 @@ def curves(scored: Sequence[Row]) -> list[Plot]:
     for axis, title, write, parts in _AXES:
         rows, _ = settings.along(sweep_files.of(scored, *parts), axis)
         shown = series(rows, variants(rows))
-        found = lines(shown, operator.attrgetter(axis))
+        found = lines(shown, operator.attrgetter(axis), _case)
         for metric in plots if found else ():
             plots[metric].append(curve(shown, found, metric, (axis, title, write)))
     return [*plots["asr"], *plots["acc"]]
 
 
-def lines(shown: Series, place: Callable[[Row], float | None]) -> Along:
-    """Each label's records by their place on the axis, in ascending order; labels with one place have no line."""
+def lines(
+    shown: Series, place: Callable[[Row], float | None], case: Callable[[Row], Hashable] = lambda row: None
+) -> Along:
+    """Each label's records by their place on the axis, in ascending order; labels with one place have no line.
+
+    Of several cases under one label those are in the line that are at the most places, and the line is of the places
+    where all of these are: means over other cases at each place would make a slope of their own.
+    """
     found = {}
     for label, rows in shown.rows.items():
-        known = by([row for row in rows if place(row) is not None], place)
+        known = _of_the_same_cases([row for row in rows if place(row) is not None], place, case)
         if len(known) > 1:
             found[label] = {x: known[x] for x in sorted(x for x in known if x is not None)}
     return found
+
+
+def _case(row: Row) -> Hashable:
+    return row.dataset, row.model, row.attack, row.target, row.checkpoint
+
+
+def _of_the_same_cases(
+    rows: Sequence[Row], place: Callable[[Row], float | None], case: Callable[[Row], Hashable]
+) -> dict[float | None, list[Row]]:
+    cases = by(rows, case)
+    places = [{place(row) for row in each} for each in cases.values()]
+    most = max(map(len, places), default=0)
+    kept = [(each, own) for each, own in zip(cases.values(), places, strict=True) if len(own) == most]
+    shared = set.intersection(*(own for _, own in kept)) if kept else set()
+    return by([row for each, _ in kept for row in each if place(row) in shared], place)
 
 
 def curve(shown: Series, along: Along, metric: str, axis: Axis, section: str = "sensitivity") -> Plot:
