@@ -58,7 +58,7 @@ class Listener(Protocol):
 
     def started(self, job: Job) -> None: ...
 
-    def finished(self, job: Job, status: str, seconds: float) -> None: ...
+    def finished(self, job: Job, status: str, seconds: float, reason: str | None = None) -> None: ...
 
     def tick(self) -> None: ...
 
@@ -172,18 +172,18 @@ class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
         if "error" in result:
             self._fail(job, result["error"], seconds)
             return
-        status = "ready"
+        status, why = "ready", None
         if job.kind == "cell":
             try:
                 record = Record.model_validate_json(result["record"])
             except ValidationError as error:  # a plug-in's details may hold what no check foresaw
                 self._fail(job, printable(f"its record cannot be read: {first_fault(error)}"), seconds)
                 return
-            status = record.status
+            status, why = record.status, record.reason
             self._write(job, record)
         known = status in ("ready", "ok", "no_trigger_detected", "diverged", "timeout")
         self._queue.finish(job, seconds if known else None)
-        self._done(job, status, seconds)
+        self._done(job, status, seconds, why)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         job, place = self._searcher.jobs.pop(trial.trial_id, None), self._at.pop(trial.trial_id, "")
@@ -225,14 +225,14 @@ class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
         """A record for the cell, or for every cell of the victim."""
         if job.kind == "victim":
             lost = self._queue.fail_victim(job)
-            self._done(job, "failed", seconds)
+            self._done(job, "failed", seconds, why)
             why = f"its victim could not be prepared: {why}"
         else:
             lost = [job]
             self._queue.finish(job, None)
         for one in lost:
             self._write(one, Record(id=one.key, cell=one.cell, status="failed", reason=why))
-            self._done(one, "failed", seconds)
+            self._done(one, "failed", seconds, why if one is job else None)
 
     def _write(self, job: Job, record: Record) -> None:
         if record.provenance is not None:
@@ -240,11 +240,11 @@ class Recorder(_NotPickled, tune.Callback):  # type: ignore[misc]
             record = record.model_copy(update={"provenance": record.provenance.model_copy(update=beside)})
         self._outbox.put(self._portable(record))
 
-    def _done(self, job: Job, status: str, seconds: float) -> None:
+    def _done(self, job: Job, status: str, seconds: float, reason: str | None = None) -> None:
         self.ledger.last_end = time.monotonic()
         if job.kind == "cell":
             self.ledger.statuses[status] = self.ledger.statuses.get(status, 0) + 1
-        self._listener.finished(job, status, seconds)
+        self._listener.finished(job, status, seconds, reason)
 
 
 def run_sweep(

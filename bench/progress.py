@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,12 +13,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from adapters.errors import printable
 from bench.cells import Cell
 from bench.jobs import Job, JobQueue
 from bench.titles import describe
 
 LINE_SECONDS = 10.0
 """At most one line in this time where there is no terminal, but for failures."""
+REASON_LETTERS = 300
+"""How much of a reason is printed; the record has more."""
 SHOWN = 16
 """Running jobs named at once."""
 
@@ -66,11 +70,12 @@ class Progress:
         self._since[job.key] = (job, time.monotonic())
         self._line()
 
-    def finished(self, job: Job, status: str, seconds: float) -> None:
+    def finished(self, job: Job, status: str, seconds: float, reason: str | None = None) -> None:
         self._since.pop(job.key, None)
         if status in ("failed", "attack_failed", "diverged"):
             self._failed += status == "failed" and job.kind == "cell"
-            self._console.print(f"  {status}: {self._title(job)}", highlight=False, markup=False)
+            why = f" ({textwrap.shorten(printable(reason), REASON_LETTERS, placeholder='…')})" if reason else ""
+            self._console.print(f"  {status}: {self._title(job)}{why}", highlight=False, markup=False, soft_wrap=True)
         self._line()
 
     def tick(self) -> None:

@@ -51,10 +51,13 @@ def test_a_victim_that_failed_is_listed_no_longer_and_no_failed_cell(monkeypatch
         queue.started(job)
         display.started(job)
         (lost,) = queue.fail_victim(job)
-        display.finished(job, "failed", 1.0)
+        display.finished(job, "failed", 1.0, "no \x1b[31mroom\n" + "x " * 500)
         display.finished(lost, "failed", 1.0)
     told = [line for line in shown.getvalue().splitlines() if line.startswith("  failed: ")]
     assert [line.partition(":")[2].split(":")[0] for line in told] == [" victim", " ibau"]
+    assert "(no \\x1b[31mroom\\nx x x" in told[0]
+    assert told[0].endswith(" x…)")
+    assert len(told[0]) < progress.REASON_LETTERS + 100
     last = shown.getvalue().splitlines()[-1]
     assert ", 1 failed | " in last
     assert last.endswith("| starting")

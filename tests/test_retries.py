@@ -25,7 +25,7 @@ class Listener:
     def started(self, job: Job) -> None:
         self.running.add(job.key)
 
-    def finished(self, job: Job, status: str, seconds: float) -> None:
+    def finished(self, job: Job, status: str, seconds: float, reason: str | None = None) -> None:
         self.ended.append(status)
         self.running.discard(job.key)
 

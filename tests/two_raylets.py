@@ -100,7 +100,7 @@ class Churn:
 
     def started(self, job: Job) -> None: ...
 
-    def finished(self, job: Job, status: str, seconds: float) -> None:
+    def finished(self, job: Job, status: str, seconds: float, reason: str | None = None) -> None:
         self._done += 1
         if self._done == ADDED_AFTER:
             self._raylets.add("third")
