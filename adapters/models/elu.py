@@ -12,7 +12,7 @@ from torch import Tensor, nn
 def _slow(version: str, capability: str) -> bool:
     """Whether torch's kernel of ELU on the CPU computes one element after the other.
 
-    With AVX-512, torch 2.14 does so for expm1 and log1p in float32, at about 14 times the cost; neither 2.13 nor 2.15
+    With AVX-512, torch 2.14 does so for expm1 and log1p in float32, at many times the cost; neither 2.13 nor 2.15
     does (`docs/performance.md`).
     """
     return version.startswith("2.14.") and capability == "AVX512"
