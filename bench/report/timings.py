@@ -167,14 +167,17 @@ _TABLES: dict[str, tuple[str, Callable[[Sequence[Timing]], str]]] = {
 }
 
 
+_EXPECTED = "the timing suite's JSON, or a sweep's folder"
+
+
 def _read(path: Path) -> list[Timing]:
     try:
         tree = tidy(json.loads(path.read_bytes()))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"RESULTS: cannot read {str(path)!r} ({error}); expected the timing suite's JSON, or a sweep's folder") from error
+        raise UserError(f"RESULTS: cannot read {str(path)!r} ({error}); expected {_EXPECTED}") from error
     listed = tree.get("benchmarks") if isinstance(tree, dict) else None
     if not isinstance(listed, list):
-        raise UserError(f"RESULTS: found no benchmarks in {str(path)!r}; expected the timing suite's JSON, or a sweep's folder")
+        raise UserError(f"RESULTS: found no benchmarks in {str(path)!r}; expected {_EXPECTED}")
     found = [_timing(one) for one in listed if isinstance(one, dict)]
     return [one for one in found if one is not None]
 
