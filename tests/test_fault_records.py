@@ -16,7 +16,7 @@ def _record(fault: str = "driver killed", **changes: Any) -> FaultRecord:
     tree: dict[str, Any] = {
         "test": f"test of {fault}", "fault": fault, "how": "SIGKILL.", "injected": 3,
         "expected": 10, "lost": 0, "doubled": 0, "others": 9,
-        "seen": ("interrupted", "~~~ <script>"), "after": "The same command.", "commit": "c0ffee1234", "dirty": False,
+        "seen": ("\x1b[33minterrupted", "~~~ <script>"), "after": "The same command.", "commit": "c0ffee1234", "dirty": False,
         "hardware": "a processor", "torch": "2.0",
     }  # fmt: skip
     return FaultRecord(**{**tree, **changes})
@@ -32,7 +32,7 @@ def test_the_document_counts_and_quotes() -> None:
     shown = markdown([_record(), _record("disk full", lost=1, injected=2)])
     assert "| driver killed | 3 | 10 | 0 | 0 | 9 |" in shown
     assert "| **all** | **5** | **20** | **1** | **0** | **18** |" in shown
-    assert "~~~text\ninterrupted\n~ ~ ~ <script>\n~~~" in shown
+    assert "~~~text\n\\x1b[33minterrupted\n~ ~ ~ <script>\n~~~" in shown
     assert shown.endswith("a processor; torch 2.0; commit c0ffee1.\n")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from adapters.errors import UserError
+from adapters.errors import UserError, printable
 from bench.cells import Frozen
 from bench.files import write_atomically
 
@@ -105,7 +105,7 @@ def markdown(records: Sequence[FaultRecord]) -> str:
 
 
 def _section(record: FaultRecord) -> str:
-    shown = "\n".join(line.replace("~~~", "~ ~ ~") for line in record.seen)
+    shown = "\n".join(printable(line).replace("~~~", "~ ~ ~") for line in record.seen)
     return f"### {record.fault}\n\n{record.how}\n\n~~~text\n{shown}\n~~~\n\n{record.after}"
 
 
