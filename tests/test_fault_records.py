@@ -16,8 +16,8 @@ def _record(fault: str = "driver killed", **changes: Any) -> FaultRecord:
     tree: dict[str, Any] = {
         "test": f"test of {fault}", "fault": fault, "how": "SIGKILL.", "injected": 3,
         "expected": 10, "lost": 0, "doubled": 0, "others": 9,
-        "seen": ("\x1b[33minterrupted", "~~~ <script>"), "after": "The same command.", "commit": "c0ffee1234", "dirty": False,
-        "hardware": "a processor", "torch": "2.0",
+        "seen": ("\x1b[33minterrupted", "~~~ <script>"), "after": "The same command.", "commit": "c0ffee1234",
+        "dirty": False, "hardware": "a processor", "torch": "2.0",
     }  # fmt: skip
     return FaultRecord(**{**tree, **changes})
 
