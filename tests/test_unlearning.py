@@ -315,28 +315,26 @@ def test_a_rounds_seconds_are_those_of_its_ascent_and_guard_too(monkeypatch: pyt
     assert [report.seconds for report in outcome.rounds] == [2 * 10 + 1] * 2
 
 
+STEP = StepReport(
+    loss=0.0, inner_before=0.0, inner_after=0.0, inner_status="ascended", delta_norm=0.0, direct_norm=0.0,
+    implicit_norm=0.0, angle=0.0, finite=True, solver_status="max_steps",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("order", list(itertools.permutations([0.5, math.nan, 2.0])))
 def test_an_unknown_residual_is_the_worst_in_whatever_order(order: tuple[float, ...]) -> None:
-    step = StepReport(
-        loss=0.0, inner_before=0.0, inner_after=0.0, inner_status="ascended", delta_norm=0.0, direct_norm=0.0,
-        implicit_norm=0.0, angle=0.0, finite=True, solver_status="max_steps",
-    )  # fmt: skip
-    report = summarise(0, [replace(step, residual=value, curvature=value) for value in order])
+    report = summarise(0, [replace(STEP, residual=value, curvature=value) for value in order])
     assert math.isnan(report.residual or 0.0)
     assert math.isnan(report.curvature or 0.0)
-    known = summarise(0, [replace(step, residual=value, curvature=value) for value in order if value == value])
+    known = summarise(0, [replace(STEP, residual=value, curvature=value) for value in order if value == value])
     assert (known.residual, known.curvature) == (2.0, 0.5)
-    nothing = summarise(0, [replace(step, solver_status=None)])
+    nothing = summarise(0, [replace(STEP, solver_status=None)])
     assert (nothing.residual, nothing.curvature) == (None, None)
 
 
 def test_a_round_is_told_by_its_median_step_and_its_longest_solve() -> None:
-    step = StepReport(
-        loss=0.0, inner_before=0.0, inner_after=0.0, inner_status="ascended", delta_norm=0.0, direct_norm=0.0,
-        implicit_norm=0.0, angle=0.0, finite=True, solver_status="max_steps",
-    )  # fmt: skip
     losses, solves = (3.0, 1.0, math.nan, 2.0), (2, 5, None, 1)
-    steps = [replace(step, loss=loss, solver_steps=taken) for loss, taken in zip(losses, solves, strict=True)]
+    steps = [replace(STEP, loss=loss, solver_steps=taken) for loss, taken in zip(losses, solves, strict=True)]
     report = summarise(0, steps)
     assert (report.loss, report.solver_steps) == (2.0, 5)
 

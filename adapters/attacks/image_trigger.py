@@ -52,7 +52,8 @@ def load_image_trigger(spec: Mapping[str, Any], image_shape: Shape, key: str = "
         if mask_path is None:
             mask = (image > 0).any(dim=0, keepdim=True).to(torch.float32)
         else:
-            mask = _to_shape(_read(Path(mask_path), f"{key}.mask"), image_shape, f"{key}.mask", Path(mask_path))
+            read = _read(Path(mask_path), f"{key}.mask", is_mask=True)
+            mask = _to_shape(read, image_shape, f"{key}.mask", Path(mask_path))
             _check_range(mask, 0.0, f"{key}.mask", Path(mask_path))
         keep, image = 1 - mask, image * mask
     elif spec["mode"] == "blend":
@@ -93,8 +94,11 @@ def _bytes(path: Path, key: str) -> bytes:
         raise UserError(f"{key}: cannot read {str(path)!r}: {error.strerror or error}") from error
 
 
-def _read(path: Path, key: str) -> npt.NDArray[np.float32]:
-    """The file as float32: PNG (H, W) or (H, W, C) and uint8 arrays are divided by 255; other arrays as they are."""
+def _read(path: Path, key: str, *, is_mask: bool = False) -> npt.NDArray[np.float32]:
+    """The file as float32: PNG (H, W) or (H, W, C) and uint8 arrays are divided by 255; other arrays as they are.
+
+    A uint8 mask of zeros and ones is meant as such, not as almost black, and stays as it is.
+    """
     _bytes(path, key)  # a missing or forbidden file has its own, plainer message
     try:
         array = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _read_png(path)
@@ -102,8 +106,7 @@ def _read(path: Path, key: str) -> npt.NDArray[np.float32]:
         raise UserError(f"{key}: cannot read {str(path)!r} as a PNG or .npy image: {error}") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fuib":
         raise UserError(f"{key}: {str(path)!r} holds no array of real numbers")
-    # A uint8 mask of zeros and ones is meant as such, not as almost black; an image of them is almost black.
-    ones = key.endswith(".mask") and array.max(initial=0) <= 1
+    ones = is_mask and array.max(initial=0) <= 1
     scale = 255.0 if array.dtype == np.uint8 and not ones else 1.0
     return array.astype(np.float32) / np.float32(scale)
 
