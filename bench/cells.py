@@ -164,10 +164,10 @@ def plain(trigger: TriggerSpec) -> str | dict[str, Any]:
 
 
 def title(trigger: TriggerSpec) -> str:
-    """The trigger in a few letters: its name with its settings, or its image's file."""
+    """The trigger in a few letters: its name with its settings, or its image's file, with its folder."""
     if isinstance(trigger, str):
         return trigger
-    return trigger.title if isinstance(trigger, NamedTrigger) else trigger.image.rsplit("/", 1)[-1]
+    return trigger.title if isinstance(trigger, NamedTrigger) else file_title(trigger.image)
 
 
 def file_title(path: str) -> str:

@@ -237,8 +237,10 @@ class Session:
         """Table and report; the status is 1 if a cell of this sweep failed."""
         ids = {cell.id for cell in self._plan.cells}
         records = [record for record in self._store.read() if record.id in ids]
-        width = None if self._console.is_terminal else TABLE_WIDTH
-        Console(highlight=False, width=width).print(table(records))
+        view = table(records)
+        if view.row_count:
+            width = None if self._console.is_terminal else TABLE_WIDTH
+            Console(highlight=False, width=width).print(view)
         self._say(outcome(records))
         self._build_report()
         self._say(f"records: {self._store.path}")

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from bench.cells import ImageTrigger, NamedTrigger, file_title, title
 from bench.records import Record
 from bench.report.groups import Group, groups
-from bench.report.rows import Row, from_record
+from bench.report.rows import Row, from_record, named_apart
 
 METRICS = (
     ("ACC", "acc", 100.0),
@@ -26,14 +25,15 @@ METRICS = (
 )
 MAX_GROUPS = 12
 """Axes with more values than this are left to the report."""
+AXES = ("model", "attack", "target", "poison_ratio", "victim", "clean_size", "radius")
 CLEAN = "clean models"
 
 
 class _Told(NamedTuple):
-    """By record id: what its defense is called, and its figures."""
+    """By record id: what its defense is called, and its row."""
 
     names: Mapping[str, str]
-    figures: Mapping[str, Mapping[str, float]]
+    rows: Mapping[str, Row]
 
 
 def table(records: Sequence[Record]) -> Table:
@@ -48,11 +48,11 @@ def table(records: Sequence[Record]) -> Table:
     for name, _, _ in METRICS:
         view.add_column(name, justify="right")
     by_id = {record.id: record for record in records}
-    found = groups([_row(record) for record in records])
+    found = groups(named_apart([_row(record) for record in records]))
     parts = [(group.title, *_measured(group, by_id)) for group in found]
     parts = [part for part in parts if part[1] or part[2]]
     names = _defense_names([record for _, scored, clean in parts for record in (*scored, *clean)])
-    told = _Told(names, {row.id: row.figures for group in found for row in group.rows})
+    told = _Told(names, {row.id: row for group in found for row in group.rows})
     for heading, scored, clean in parts:
         _section(view, heading if len(parts) > 1 else "all", [("", scored)], told)
         _section(view, f"{heading} · {CLEAN}" if len(parts) > 1 else CLEAN, [("", clean)], told)
@@ -72,13 +72,13 @@ def _measured(group: Group, records: Mapping[str, Record]) -> tuple[list[Record]
 
 
 def _sections_by_axis(view: Table, scored: Sequence[Record], told: _Told) -> None:
-    for axis in _axes(scored):
+    for axis in AXES:
         values: dict[Any, list[Record]] = {}
         for record in scored:
-            value = _value(record, axis)
-            if value is not None:
+            value = _value(record, axis, told.rows[record.id])
+            if value not in (None, ""):
                 values.setdefault(value, []).append(record)
-        if len(values) <= MAX_GROUPS:
+        if 1 < len(values) <= MAX_GROUPS:
             rows = sorted(values.items(), key=lambda item: (isinstance(item[0], str), item[0]))
             _section(view, axis, [(_show(value), members) for value, members in rows], told)
 
@@ -96,7 +96,9 @@ def _section(view: Table, axis: str, rows: Sequence[tuple[str, list[Record]]], t
             by_defense.setdefault(told.names[record.id], []).append(record)
         for name in sorted(by_defense):
             own = by_defense[name]
-            cells = [_mean([told.figures[record.id].get(key) for record in own], scale) for _, key, scale in METRICS]
+            cells = [
+                _mean([told.rows[record.id].figures.get(key) for record in own], scale) for _, key, scale in METRICS
+            ]
             view.add_row(axis, value, name, str(len(own)), *cells)
             axis = value = ""
     view.add_section()
@@ -113,20 +115,10 @@ def _mean(values: Sequence[float | None], scale: float) -> str:
     return f"{mean:.1f} ± {spread:.1f}"
 
 
-def _axes(records: Sequence[Record]) -> list[str]:
-    names = ("model", "attack", "target", "poison_ratio", "victim", "clean_size", "radius")
-    return [name for name in names if len({_value(record, name) for record in records} - {None}) > 1]
-
-
-def _value(record: Record, axis: str) -> Any:
-    value = getattr(record.cell, axis)
-    if axis == "victim":
-        return None if value is None else file_title(value.checkpoint)
-    if isinstance(value, ImageTrigger | NamedTrigger):
-        return title(value)
-    if isinstance(value, tuple):
-        return ", ".join(f"{title(one.attack)} → {one.target}" for one in value)
-    return value
+def _value(record: Record, axis: str, row: Row) -> Any:
+    """The record's value of the axis; attacks and checkpoints as the report calls them."""
+    called = {"attack": row.attack, "victim": row.checkpoint}
+    return called[axis] if axis in called else getattr(record.cell, axis)
 
 
 def _show(value: Any) -> str:

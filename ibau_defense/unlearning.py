@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,6 +29,10 @@ from ibau_defense.starts import Search, Window, ascend_from_many, harm_weights
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+FEWEST_RIGHT, FEWEST_LOOKED_AT = 0.5, 5
+"""Under that accuracy of the model on that many held-back clean images their labels are probably not its own."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,8 @@ class IBAU:
     ) -> Unlearned:
         """Unlearn on a clean set; ``model`` itself is left exactly as it was.
 
+        Warns, where the recipe has a guard, if the model gets less than half of the held-back clean images right.
+
         Args:
             model: (n, C, H, W) float in [0, 1] to logits (n, num_classes); parameters on the images' device, of their
                 dtype. Frozen ones (``requires_grad`` False) stay as they are. A plain module: no ``DataParallel``, no
@@ -140,6 +147,16 @@ class IBAU:
                     break
             run.finish()
             return Unlearned(run.model(), tuple(reports), run.status, run.reason)
+
+
+def _warn_of_labels(accuracy: float, count: int) -> None:
+    """The guard compares with the model on the same labels: it sees no harm where these are wrong."""
+    if accuracy < FEWEST_RIGHT and count >= FEWEST_LOOKED_AT:
+        warnings.warn(
+            f"labels: the model gets {accuracy:.0%} of {count} held-back clean images right; expected most of them."
+            " Are these its classes' numbers, and are the images as it was trained on them?",
+            stacklevel=4,
+        )
 
 
 class _Run:
@@ -183,6 +200,7 @@ class _Run:
                 recipe.guard, self.network, self.optimizer, images.detach()[held], labels[held], self.ranks,
                 micro_batch=self.micro_batch,
             )  # fmt: skip
+            _warn_of_labels(self.guard.before.accuracy, len(held))
         self.network.graphs = graphs_for(images.device, policy, ibau.tally) if ibau.cuda_graphs else None
 
     @property

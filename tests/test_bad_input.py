@@ -135,7 +135,7 @@ CASES: dict[str, tuple[Tree | str, str]] = {
     ),
     "an image listed twice": (
         _several(*[{"attack": {"image": name, "mode": "add"}, "target": 0} for name in ("fit.png", "same.png")]),
-        "cell.attack.1.attack: 'same.png' is listed twice",
+        "same.png' is listed twice",
     ),
     "poison ratio 0": (_grid(poison_ratio=[0]), "grid.poison_ratio: found 0; expected greater than 0"),
     "poison ratio 1.5": (_grid(poison_ratio=[1.5]), "grid.poison_ratio: found 1.5; expected less than 1"),

@@ -11,7 +11,7 @@ import yaml
 from adapters.attacks import FITS
 from bench import includes, preflight, published
 from bench.phases import phases
-from bench.report.rows import canonical
+from bench.report.values import canonical
 from bench.spec import SweepPlan
 
 FOLDER = Path(__file__).resolve().parents[1] / "sweeps" / "paper"

@@ -346,3 +346,23 @@ def test_checkpoints_of_one_name_are_called_by_their_folders(tmp_path: Path) -> 
         records.append(fake.record(cell, 0.9, 0.9))
     rows = read(fake.write(tmp_path / "results", records)).rows
     assert {row.checkpoint for row in rows} == {*apart, "one.pth", "other.pth"}
+
+
+def test_trigger_images_of_one_name_are_called_by_their_folders(tmp_path: Path) -> None:
+    """As attack, as one of several, and of a checkpoint; blends of one image by what they are made with."""
+    stamp, other = ({"image": f"{folder}/t.png", "mode": "replace", "digest": folder} for folder in "ab")
+    faint, strong = ({"image": "c/u.png", "mode": "blend", "alpha": alpha, "digest": "c"} for alpha in (0.1, 0.2))
+    several = [{"attack": stamp, "target": 1}, {"attack": other, "target": 2}]
+    brought = {"checkpoint": "m.pth", "trigger": other, "target": 3}
+    cells = [fake.cell("none", attack=one) for one in (stamp, faint, strong)]
+    cells += [
+        fake.cell("none", attack=several, target=None),
+        fake.cell("none", attack=None, target=None, victim=brought),
+    ]
+    figures = [{"asr": 0.9, "ra": 0.1}, {"asr": 0.8, "ra": 0.2}]
+    records = [fake.record(cell, 0.9, 0.9, triggers=figures if cell["attack"] is several else None) for cell in cells]
+    rows = read(fake.write(tmp_path / "results", records)).rows
+    named = ("a/t.png (replace)", "b/t.png (replace)")
+    both = f"{named[0]}→1, {named[1]}→2"
+    assert {row.attack for row in rows} == {*named, "u.png (blend 0.1)", "u.png (blend 0.2)", both}
+    assert [each.attack for row in rows for each in row.triggers] == list(named)

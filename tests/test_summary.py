@@ -74,6 +74,23 @@ def test_clean_models_are_in_no_mean_with_poisoned_ones() -> None:
     assert [name for name, *_ in _rows([*clean, _one(0.5, dataset="gtsrb")])] == ["digits · clean models", "gtsrb"]
 
 
+def test_images_of_one_name_are_in_no_mean_together() -> None:
+    """Nor are blends of one image with different shares; checkpoints of one name are told apart as in the report."""
+    stamps = [{"image": f"{folder}/t.png", "mode": "replace", "digest": folder} for folder in "ab"]
+    blends = [{"image": "c/u.png", "mode": "blend", "alpha": alpha, "digest": "c"} for alpha in (0.1, 0.2)]
+    found = _rows([_one(0.1 * k, attack=attack) for k, attack in enumerate((*stamps, *blends), 1)])
+    assert found[1:] == [
+        ("attack", "a/t.png (replace)", "1", "10.0"),
+        ("", "b/t.png (replace)", "1", "20.0"),
+        ("", "u.png (blend 0.1)", "1", "30.0"),
+        ("", "u.png (blend 0.2)", "1", "40.0"),
+    ]
+    unpoisoned = {"attack": None, "target": None, "poison_ratio": None, "training": None}
+    brought = [{"checkpoint": f"{one}/m.pt", "trigger": stamps[0], "target": 8, "digest": one} for one in ("k", "l")]
+    found = _rows([_one(0.1 * k, victim=victim, **unpoisoned) for k, victim in enumerate(brought, 1)])
+    assert found[1:] == [("victim", "k/m.pt", "1", "10.0"), ("", "l/m.pt", "1", "20.0")]
+
+
 def test_what_cannot_be_is_in_no_mean() -> None:
     percent = _one(0.7, seed=1).model_copy(update={"seconds": -1.0})
     assert _rows([_one(0.5), percent, _one(95.0, seed=2)]) == [("all", "", "2", "60.0 ± 14.1")]

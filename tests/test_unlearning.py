@@ -6,7 +6,9 @@ import copy
 import itertools
 import math
 import re
+import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -177,6 +179,23 @@ def test_the_default_recipe_takes_any_number_of_images(count: int) -> None:
     images, labels = clean_set(count, torch.float32)
     outcome = IBAU(L2Ball(0.1)).unlearn(tiny(torch.float32), images, labels)
     assert sum(report.steps for report in outcome.rounds) > 0
+
+
+@pytest.mark.parametrize(("count", "wrong", "told"), [(50, 0, False), (50, 50, True), (40, 40, False)])
+def test_labels_that_are_not_the_models_are_told(count: int, wrong: int, told: bool) -> None:
+    """Not with four held-back images, of which three wrong ones may be chance."""
+    model, (images, _) = tiny(torch.float32), clean_set(count, torch.float32)
+    labels = model(images).argmax(dim=1)
+    labels[:wrong] = (labels[:wrong] + 1) % 5
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        IBAU(L2Ball(0.1), rounds=1).unlearn(model, images, labels)
+    lines = [(Path(each.filename).name, str(each.message)) for each in found]
+    expected = (
+        "labels: the model gets 0% of 5 held-back clean images right; expected most of them."
+        " Are these its classes' numbers, and are the images as it was trained on them?"
+    )
+    assert [line for line in lines if "held-back" in line[1]] == [(Path(__file__).name, expected)] * told
 
 
 def test_the_guard_undoes_what_costs_the_clean_set_too_much() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from adapters.defenses import DEFENSES
 from bench.report import names
 from bench.report.groups import by, ordered
-from bench.report.rows import Row, canonical
+from bench.report.rows import Row
+from bench.report.values import canonical
 
 
 def note(rows: Sequence[Row]) -> list[str]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bench.report.names import COLUMN_ORDER, defense_name, text_of
-from bench.report.rows import EVASION, Row, canonical, one_each
+from bench.report.rows import EVASION, Row, one_each
+from bench.report.values import canonical
 
 RATES = ("acc", "asr", "ra", "der", "error_gap")
 

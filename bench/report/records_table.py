@@ -11,8 +11,9 @@ import yaml
 
 from bench.report import names
 from bench.report.groups import by
-from bench.report.rows import Row, canonical
+from bench.report.rows import Row
 from bench.report.tables import MEASURES, Head, Table, Value, measures
+from bench.report.values import canonical
 
 EMBEDDED = frozenset({"digits"})
 """Data sets that need no data root."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from adapters.errors import UserError
-from adapters.trigger_names import has_name, named
 from bench.cells import NOT_OF_THE_VICTIM, content_hash
 from bench.records import FILE, RecordStore
-from bench.report.values import misnamed, number, possible, tidy
+from bench.report.labels import File, apart, attack_label, image_files
+from bench.report.values import canonical, mapping, misnamed, number, possible, text, tidy
 
 SCORED = frozenset({"ok", "no_trigger_detected"})
 """The statuses whose figures enter a mean. Every other record is listed with its reason instead."""
@@ -123,9 +121,9 @@ class Row:
     @property
     def changed_trigger(self) -> bool:
         """Whether a trigger has settings that are not its defaults."""
-        attack = _mapping(self.cell.get("victim")).get("trigger") or self.cell.get("attack")
-        rows = [_mapping(each).get("attack") for each in attack] if isinstance(attack, list) else [attack]
-        return any("name" in _mapping(each) for each in rows)
+        attack = _attack(self.cell)
+        rows = [mapping(each).get("attack") for each in attack] if isinstance(attack, list) else [attack]
+        return any("name" in mapping(each) for each in rows)
 
 
 def one_each(rows: Iterable[Row]) -> list[Row]:
@@ -163,11 +161,6 @@ class Reading(NamedTuple):
     """Lines that hold no record, such as the last line of a run that was killed while it wrote."""
 
 
-def canonical(tree: Any) -> str:
-    """Sorted JSON: equal trees give equal text."""
-    return json.dumps(tree, sort_keys=True, separators=(",", ":"), default=str)
-
-
 def read(folder: Path) -> Reading:
     """The records of ``folder/records.jsonl`` in a fixed order; of two with one id the later stands.
 
@@ -178,71 +171,84 @@ def read(folder: Path) -> Reading:
         raise UserError(f"RESULTS: found {str(folder)!r}; expected a folder that holds {FILE}")
     trees, damaged = RecordStore(folder).objects()
     found = [from_record(tree) for tree in trees if isinstance(tree.get("cell"), dict)]
-    rows = {row.id: row for row in _named_apart(found)}
+    rows = {row.id: row for row in named_apart(found)}
     if not rows:
         raise UserError(f"RESULTS: found no record in {str(path)!r}; expected at least one line")
     return Reading(sorted(rows.values(), key=_order), damaged + len(trees) - len(found))
 
 
-def _named_apart(rows: Sequence[Row]) -> list[Row]:
-    """Checkpoints that share a file's name, and are not one file, are called by the folders that tell them apart."""
-    victims = [_mapping(row.cell.get("victim")) for row in rows]
-    files = [(Path(_text(victim.get("checkpoint"))), _text(victim.get("digest"))) for victim in victims]
-    groups: dict[str, set[tuple[Path, str]]] = defaultdict(set)
-    for path, digest in files:
-        groups[path.name].add((path, digest))
+def named_apart(rows: Sequence[Row]) -> list[Row]:
+    """Checkpoints, and images, that share a file's name and are not one file are called by their folders too."""
+    checkpoints = apart(_checkpoint(row.cell) for row in rows)
+    images = apart(file for row in rows for file in image_files(_attack(row.cell)))
+    return [_called(row, checkpoints, images) for row in rows]
 
-    def called(path: Path) -> str:
-        others = groups[path.name]
-        if len({digest or str(other) for other, digest in others}) == 1:
-            return path.name
-        count = 1
-        while len({other.parts[-count:] for other, _ in others}) < len({other for other, _ in others}):
-            count += 1
-        return "/".join(path.parts[-count:])
 
-    return [replace(row, checkpoint=called(path)) for row, (path, _) in zip(rows, files, strict=True)]
+def _called(row: Row, checkpoints: Mapping[str, str], images: Mapping[str, str]) -> Row:
+    labels = [attack_label(mapping(part).get("attack"), images) for part in _list(row.cell.get("attack"))]
+    before, after = (
+        tuple(each._replace(attack=label) for each, label in zip(found, labels, strict=False))
+        for found in (row.triggers_before, row.triggers)
+    )
+    return replace(
+        row,
+        checkpoint=checkpoints[_checkpoint(row.cell)[0]],
+        attack=attack_label(_attack(row.cell), images),
+        triggers=after,
+        triggers_before=before,
+    )
+
+
+def _checkpoint(cell: Mapping[str, Any]) -> File:
+    victim = mapping(cell.get("victim"))
+    return text(victim.get("checkpoint")), text(victim.get("digest"))
+
+
+def _attack(cell: Mapping[str, Any]) -> object:
+    """The cell's attack, or the trigger that its victim is said to answer to."""
+    victim = mapping(cell.get("victim"))
+    return victim.get("trigger") if victim else cell.get("attack")
 
 
 def from_record(record: Mapping[str, Any]) -> Row:
     """A ``Row`` of one record (a JSON object as the schema says; unknown keys are ignored)."""
     edited = misnamed(record)
-    record, left_out = possible(_mapping(tidy(record)))
-    cell = _mapping(record.get("cell"))
-    defense = _mapping(cell.get("defense"))
-    victim = _mapping(cell.get("victim"))
+    record, left_out = possible(mapping(tidy(record)))
+    cell = mapping(record.get("cell"))
+    defense = mapping(cell.get("defense"))
+    victim = mapping(cell.get("victim"))
     settings = {key: value for key, value in defense.items() if key != "name"}
     evasion = _evasion(record, number(cell.get("evasion_radius")))
     if cell.get("time_limit") is not None:
         settings["time_limit"] = cell["time_limit"]
     return Row(
-        id=_text(record.get("id")) or canonical(cell),
-        schema=_text(record.get("schema")),
-        status=_text(record.get("status")) or "unknown",
-        reason=_text(record.get("reason")),
+        id=text(record.get("id")) or canonical(cell),
+        schema=text(record.get("schema")),
+        status=text(record.get("status")) or "unknown",
+        reason=text(record.get("reason")),
         cell=cell,
-        defense=_text(defense.get("name")) or "unknown",
+        defense=text(defense.get("name")) or "unknown",
         settings=settings,
-        dataset=_text(cell.get("dataset")),
-        model=_text(cell.get("model")),
-        attack=_attack_label(victim.get("trigger") if victim else cell.get("attack")),
-        target=_text(victim.get("target") if victim else cell.get("target")),
-        checkpoint=Path(_text(victim.get("checkpoint"))).name,
+        dataset=text(cell.get("dataset")),
+        model=text(cell.get("model")),
+        attack=attack_label(_attack(cell)),
+        target=text(victim.get("target") if victim else cell.get("target")),
+        checkpoint=Path(_checkpoint(cell)[0]).name,
         poison_ratio=number(cell.get("poison_ratio")),
         clean_size=number(cell.get("clean_size")),
         radius=number(cell.get("radius")),
         seed=int(number(cell.get("seed")) or 0),
-        before=_numbers(_mapping(record.get("victim"))),
-        figures=_numbers(record, FIGURES) | _numbers(_mapping(record.get("passes")), ("forward", "backward")) | evasion,
+        before=_numbers(mapping(record.get("victim"))),
+        figures=_numbers(record, FIGURES) | _numbers(mapping(record.get("passes")), ("forward", "backward")) | evasion,
         intervals=_intervals(record, "".join(evasion)),
-        rounds=tuple(_mapping(each) for each in _list(record.get("rounds"))),
-        provenance=_mapping(record.get("provenance")),
+        rounds=tuple(mapping(each) for each in _list(record.get("rounds"))),
+        provenance=mapping(record.get("provenance")),
         split=canonical(record.get("split", 1)),
-        data=_text(record.get("data")),
+        data=text(record.get("data")),
         triggers=_triggers(cell, record.get("triggers")),
-        triggers_before=_triggers(cell, _mapping(record.get("victim")).get("triggers")),
-        details=_mapping(record.get("details")),
-        tsne=_mapping(record.get("tsne")),
+        triggers_before=_triggers(cell, mapping(record.get("victim")).get("triggers")),
+        details=mapping(record.get("details")),
+        tsne=mapping(record.get("tsne")),
         left_out=left_out,
         misnamed=edited,
     )
@@ -250,14 +256,14 @@ def from_record(record: Mapping[str, Any]) -> Row:
 
 def _triggers(cell: Mapping[str, Any], found: object) -> tuple[TriggerFigures, ...]:
     """A record lists its triggers in the cell's order."""
-    attacks = [_mapping(part) for part in _list(cell.get("attack"))]
-    rows = [_mapping(each) for each in _list(found)]
+    attacks = [mapping(part) for part in _list(cell.get("attack"))]
+    rows = [mapping(each) for each in _list(found)]
     if len(rows) != len(attacks):
         return ()
     return tuple(
         TriggerFigures(
-            _attack_label(attack.get("attack")),
-            _text(attack.get("target")),
+            attack_label(attack.get("attack")),
+            text(attack.get("target")),
             number(row.get("asr")),
             number(row.get("ra")),
         )
@@ -269,19 +275,6 @@ def _order(row: Row) -> tuple[Any, ...]:
     axes = (row.poison_ratio, row.clean_size, row.radius)
     numeric = tuple((axis is not None, axis or 0.0) for axis in axes)
     return (row.dataset, row.model, row.attack, row.target, *numeric, row.defense, row.seed, row.id)
-
-
-def _attack_label(attack: object) -> str:
-    """As the trigger is called; one with settings never by the bare name, which is the paper's trigger."""
-    if has_name(attack):
-        settings = {str(key): value for key, value in attack.items() if key != "name"}
-        return named(_text(attack["name"]), settings)
-    if isinstance(attack, dict):
-        return f"{Path(_text(attack.get('image'))).name} ({_text(attack.get('mode'))})"
-    if isinstance(attack, list):
-        parts = [_mapping(part) for part in attack]
-        return ", ".join(f"{_attack_label(part.get('attack'))}→{_text(part.get('target'))}" for part in parts)
-    return _text(attack)
 
 
 def _numbers(tree: Mapping[str, Any], keys: Iterable[str] | None = None) -> dict[str, float]:
@@ -305,15 +298,5 @@ def _intervals(record: Mapping[str, Any], evasion: str) -> dict[str, tuple[float
     return found
 
 
-def _mapping(value: object) -> dict[str, Any]:
-    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
-
-
 def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else canonical(value) if isinstance(value, dict | list) else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -31,6 +32,23 @@ def number(value: object) -> float | None:
         return float(value) if math.isfinite(value) else None
     except OverflowError:
         return None
+
+
+def canonical(tree: Any) -> str:
+    """Sorted JSON: equal trees give equal text."""
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def text(value: object) -> str:
+    """A text as it is, nothing for None, JSON for what holds others."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else canonical(value) if isinstance(value, dict | list) else str(value)
+
+
+def mapping(value: object) -> dict[str, Any]:
+    """``value`` with texts as keys if it is a mapping, else an empty one."""
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
 
 
 def tidy(value: Any, depth: int = 0) -> Any:
