@@ -10,7 +10,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from numbers import Real
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -40,8 +41,8 @@ class Ball(ABC):
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        if not self.radius >= 0:
-            raise ValueError(f"radius: found {self.radius}; expected a number of at least 0")
+        if not (isinstance(cast(object, self.radius), Real) and self.radius >= 0):
+            raise ValueError(f"radius: found {self.radius!r}; expected a number of at least 0")
 
     @abstractmethod
     def norm(self, delta: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
+CHANNELS = (1, 3)
+"""What images have, as a rule."""
+
 
 def probe(module: nn.Module, images: Tensor, labels: Tensor, *, channels_last: bool) -> bool:
     """Whether ``module`` is to be laid out channels-last: where that is wanted and it takes it.
@@ -20,9 +23,11 @@ def probe(module: nn.Module, images: Tensor, labels: Tensor, *, channels_last: b
         labels: (n,) int64.
 
     Raises:
-        ValueError: no parameter that takes a gradient; images of another dtype or device than the parameters; an
-            output that is no tensor (n, num_classes); labels that are none of these classes.
+        ValueError: no plain module; no parameter that takes a gradient; images of another dtype or device than the
+            parameters, or with their channels last; an output that is no tensor (n, num_classes); labels that are none
+            of these classes.
     """
+    _check_kind(module)
     _check_parameters(module, images)
     if channels_last:
         try:
@@ -30,7 +35,13 @@ def probe(module: nn.Module, images: Tensor, labels: Tensor, *, channels_last: b
         except RuntimeError:
             channels_last = False
     if not channels_last:
-        logits = _logits(module, images, torch.contiguous_format)
+        try:
+            logits = _logits(module, images, torch.contiguous_format)
+        except RuntimeError as error:
+            if images.shape[3] in CHANNELS and images.shape[1] not in CHANNELS:
+                message = f"images: found shape {tuple(images.shape)}; expected (n, C, H, W), channels before rows"
+                raise ValueError(message) from error
+            raise
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 1:
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"model: found an output of {found} for one image; expected logits (1, num_classes)")
@@ -38,6 +49,13 @@ def probe(module: nn.Module, images: Tensor, labels: Tensor, *, channels_last: b
     if highest >= logits.shape[1]:
         raise ValueError(f"labels: found {highest}; expected 0 to {logits.shape[1] - 1}, the model's classes")
     return channels_last
+
+
+def _check_kind(module: object) -> None:
+    if isinstance(module, nn.DataParallel):
+        raise ValueError("model: found DataParallel; expected the module in it, model.module")
+    if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
+        raise ValueError(f"model: found {type(module).__name__}; expected a plain torch.nn.Module")
 
 
 def _check_parameters(module: nn.Module, images: Tensor) -> None:

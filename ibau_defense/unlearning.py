@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -95,8 +96,12 @@ class IBAU:
         if not isinstance(self.ball, Ball):
             raise ValueError(f"ball: found {self.ball!r}; expected a ball, L2Ball(10.0) for one")
         for name, least in (("rounds", self.rounds), ("micro_batch", self.micro_batch)):
-            if least is not None and least < 1:
-                raise ValueError(f"{name}: found {least}; expected at least 1")
+            if least is not None and not (_is_whole(least) and least >= 1):
+                raise ValueError(f"{name}: found {least!r}; expected a whole number of at least 1")
+        if not _is_whole(self.seed):
+            raise ValueError(f"seed: found {self.seed!r}; expected a whole number")
+        if not isinstance(cast(object, self.recipe), str | Recipe):
+            raise ValueError(f"recipe: found {self.recipe!r}; expected a Recipe or one of: {', '.join(RECIPES)}")
 
     def settings(self) -> Recipe:
         """The recipe with this instance's ``rounds``."""
@@ -132,7 +137,10 @@ class IBAU:
                 such a step would train on clean images only and look like unlearning. Images or labels of another
                 type, not as many of them, pixels that are NaN or outside [0, 1]; a model that they do not fit
                 (``ibau_defense.probe``). With ``group``, also where the ranks' models or images differ.
+            RuntimeError: called under ``torch.inference_mode``.
         """
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("unlearn: called under torch.inference_mode(), where nothing has a gradient")
         check_tensors(images, labels)
         with computing(precision(images.device, reduced=self.settings().autocast), images.device):
             run = _Run(self, self.settings(), model, images, labels)
@@ -147,6 +155,10 @@ class IBAU:
                     break
             run.finish()
             return Unlearned(run.model(), tuple(reports), run.status, run.reason)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral)
 
 
 def _warn_of_labels(accuracy: float, count: int) -> None:

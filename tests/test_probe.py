@@ -150,10 +150,33 @@ class Pair(nn.Module):
         (lambda: unlearn(Pair()), r"model: found an output of tuple for one image; expected logits"),
         (lambda: unlearn(network()[:1]), r"model: found an output of shape \(1, 4, 8, 8\) for one image"),
         (lambda: IBAU(ball=10.0), r"ball: found 10\.0; expected a ball"),  # type: ignore[arg-type]
-        (lambda: IBAU(rounds=0), "rounds: found 0; expected at least 1"),
-        (lambda: IBAU(micro_batch=0), "micro_batch: found 0; expected at least 1"),
+        (lambda: IBAU(rounds=0), "rounds: found 0; expected a whole number of at least 1"),
+        (lambda: IBAU(micro_batch=0), "micro_batch: found 0; expected a whole number of at least 1"),
+        (lambda: IBAU(rounds=1.5), r"rounds: found 1\.5; expected a whole number"),  # type: ignore[arg-type]
+        (lambda: IBAU(rounds="2"), "rounds: found '2'; expected a whole number"),  # type: ignore[arg-type]
+        (lambda: IBAU(seed="a"), "seed: found 'a'; expected a whole number"),  # type: ignore[arg-type]
+        (lambda: IBAU(recipe=None), "recipe: found None; expected a Recipe or one of: paper"),  # type: ignore[arg-type]
+        (lambda: L2Ball("10"), "radius: found '10'; expected a number"),  # type: ignore[arg-type]
+        (
+            lambda: unlearn(network(), images=IMAGES.movedim(1, 3)),
+            r"images: found shape \(40, 8, 8, 3\); expected \(n, C, H, W\), channels before rows",
+        ),
+        (lambda: unlearn(nn.DataParallel(network())), r"model: found DataParallel; expected the module in it"),
+        (lambda: unlearn(torch.jit.script(network())), r"model: found RecursiveScriptModule; expected a plain"),
+        (lambda: unlearn(lambda images: images), r"model: found function; expected a plain torch\.nn\.Module"),
     ],
 )
 def test_what_does_not_fit_is_told_plainly(call: Callable[[], Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_nothing_is_unlearned_where_nothing_has_a_gradient() -> None:
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"called under torch\.inference_mode"):
+        unlearn(network())
+
+
+def test_a_models_own_error_is_passed_on() -> None:
+    """Images of five channels are of no layout that could be guessed."""
+    with pytest.raises(RuntimeError, match="channels"):
+        unlearn(network(), images=torch.rand(40, 5, 8, 8))
