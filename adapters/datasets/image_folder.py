@@ -20,8 +20,8 @@ class ImageFolder:
     """``path`` (relative to the data root) holds ``train/`` and ``test/``, or the classes themselves.
 
     Without the two folders a fixed fifth of every class is the test set. Images are resized to ``size`` x ``size``
-    pixels, whatever their shape; files that are not images by their extension are passed over. ``pool_size`` None
-    is half of the test set.
+    pixels, whatever their shape, and become RGB, without their transparency; files that are not images by their
+    extension are passed over. ``pool_size`` None is half of the test set.
     """
 
     name: str
