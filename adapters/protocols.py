@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 
@@ -202,7 +202,7 @@ class Defense(BaseModel):
     that differ only in an axis the defense ignores are one cell.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), strict=True)
 
     name: ClassVar[str]
     uses: ClassVar[frozenset[str]] = frozenset({"clean_size"})
@@ -211,6 +211,14 @@ class Defense(BaseModel):
     bounds_memory: ClassVar[bool] = False
     """Whether ``run`` keeps to ``context.micro_batch`` and gives the same result under it: it is then run again, in
     smaller and smaller ones, when memory runs out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tuples(cls, settings: Any) -> Any:
+        """YAML knows lists alone; of other types nothing is converted, but a whole number to a float."""
+        if not isinstance(settings, dict):
+            return settings
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
 
     def check(self, key: str) -> None:
         """Raise ``UserError``, naming the setting under ``key``, for settings that do not go together."""

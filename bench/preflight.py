@@ -134,7 +134,8 @@ def _check_victim(plan: SweepPlan, cell: Cell, data: ImageTensors) -> None:
     maps = []
     for spec, target, key in _triggers(cell):
         if not attacks.needs_fit(spec):
-            attacks.build(spec, data.image_shape, 0, plan.key(key))
+            trigger = attacks.build(spec, data.image_shape, 0, plan.key(key))
+            attacks.triggered(trigger, data.test.images, plan.key(key))
         clean = cell.clean_label is not None
         maps.append(attacks.label_map(target, data.num_classes, plan.key(_target_key(key)), clean))
     if cell.poison_ratio is not None:

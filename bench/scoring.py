@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from adapters.attacks.conduct import conduct_digest
 from adapters.attacks.visibility import Visibility, visibility
 from adapters.errors import UserError
 from adapters.protocols import ImageTensors, LabelledImages, LabelMap, Trigger
@@ -159,7 +160,7 @@ class Scorer:
     ) -> None:
         """Raises ``UserError`` if some attack has no scoring image outside its target class."""
         self.device, self.attacks, self._dtype = device, tuple(attacks), torch.float32
-        self.names = tuple(trigger.name for trigger, _ in attacks)
+        self.names = _distinct([trigger.name for trigger, _ in attacks])
         self.index, self.test_size = split.scoring_indices, len(data.test.labels)
         """Which of the ``test_size`` test images are scored: (N,) int64."""
         labels, images = data.test.labels[self.index], data.test.images[self.index]
@@ -172,9 +173,10 @@ class Scorer:
                     f"cell.target: none of the {len(labels)} scoring images of {data.name!r} lies outside the target"
                     f" class of {name!r}; expected at least one, ASR counts no others"
                 )
+        # Not the name alone: images of one name, and a trigger whose code was changed, are others.
+        done = [conduct_digest(trigger, data.test.images) for trigger, _ in attacks]
         versions = [getattr(trigger, "digest", "") for trigger, _ in attacks]  # of optimised triggers
-        named = [f"{name} {digest}".strip() for name, digest in zip(self.names, versions, strict=True)]
-        self.identity = _identity(data.test, named, counted)
+        self.identity = _identity(data.test, [*self.names, *versions, *done], counted)
         """Of what an image's outcome depends on besides the model; the same for every split of a test set."""
         self.images, self.labels = images.to(device), labels.to(device)
 
@@ -339,6 +341,12 @@ def fingerprint(data: LabelledImages) -> str:
     total.update(data.labels.numpy().tobytes())
     total.update(sample.numpy().tobytes())
     return total.hexdigest()[:16]
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, a later one of several alike with its number: two images may be called alike."""
+    earlier = [names[:place].count(name) for place, name in enumerate(names)]
+    return tuple(f"{name} #{count + 1}" if count else name for name, count in zip(names, earlier, strict=True))
 
 
 def _identity(test: LabelledImages, names: Sequence[str], counted: Tensor) -> str:

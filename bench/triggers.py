@@ -79,7 +79,9 @@ def cell_attacks(
             built.append((fitter(spec, target, mapping), mapping))
             continue
         seed = derive_seed("trigger", cell.dataset, attack_hash(cell), cell.seed)
-        built.append((attacks.build(spec, data.image_shape, seed, attack_key), mapping))
+        trigger = attacks.build(spec, data.image_shape, seed, attack_key)
+        attacks.triggered(trigger, data.test.images, attack_key)  # one that breaks its contract goes no further
+        built.append((trigger, mapping))
     return tuple(built)
 
 

@@ -158,6 +158,10 @@ class VictimStore:
             raise files.DamagedVictimError("its metadata lack the training report")
         if meta.get("fitted", {}) != _fitted(used):
             raise files.DamagedVictimError("its optimised triggers are not those that are at hand, or its clean model")
+        change = _change(data, used)
+        noted = meta.get("trigger_change", change)  # of some victims it was not noted yet
+        if len(noted) != len(change) or not all(map(attacks.same_change, noted, change)):
+            raise files.DamagedVictimError("its triggers do not change images as they did when it was trained")
         state = files.read_state(self._file(cell, "safetensors"), meta.get("sha256"))
         model = new_model(cell, data)
         try:
@@ -191,6 +195,7 @@ class VictimStore:
             "data": fingerprint(data.train),
             "poisoned": len(poisoned.indices),
             "fitted": _fitted(used),
+            "trigger_change": _change(data, used),
             "training": report._asdict(),
             "device": device_name(device),
             "versions": {name: version(name) for name in ("torch", "timm", "adversarial-robustness-toolbox")},
@@ -223,6 +228,11 @@ def _fitted(used: tuple[Attack, ...]) -> dict[str, str]:
     digests = {one.name: one.digest for one, _ in used if isinstance(one, attacks.FittedTrigger)}
     perturbed = [one.perturb.digest for _, one in used if isinstance(one, attacks.AdversarialCleanLabel)]
     return {**digests, "clean_model": perturbed[0]} if perturbed else digests
+
+
+def _change(data: ImageTensors, used: tuple[Attack, ...]) -> list[list[float]]:
+    """What each trigger does to a few test images: with other code it does something else."""
+    return [attacks.mean_change(trigger, data.test.images) for trigger, _ in used]
 
 
 def new_model(cell: Cell, data: ImageTensors) -> nn.Module:

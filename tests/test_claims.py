@@ -7,10 +7,11 @@ from typing import Any
 
 import fake_records as fake
 import pytest
+import torch
 
-from bench.report import effect, settings
+from bench.report import effect, gaps, settings
 from bench.report.claims import claims
-from bench.report.names import DOES_NOT, HOLDS, IN_PART
+from bench.report.names import DOES_NOT, HOLDS, IN_PART, UNDECIDED
 from bench.report.rows import Row, from_record
 
 RATIO, FEW, ONLY_FEW, ONLY, STABLE, FASTER, WIDTH, SIZE = (
@@ -97,7 +98,7 @@ def test_where_no_baseline_is_effective_the_verdict_says_so() -> None:
     found = claims(rows)
     assert found is not None
     (told,) = (row[2].text for row in found.table.rows if RATIO in row[0].text)
-    assert told.endswith("I-BAU 0.0 points; no baseline is effective at any; beside 1 of the paper's 6 baselines")
+    assert told.endswith("I-BAU 0.0 points; no baseline is effective at any; beside 0 of the paper's 6 baselines")
 
 
 @pytest.mark.parametrize(("asr", "other", "expected"), [(0.1, 0.1, HOLDS), (0.1, 0.3, IN_PART), (0.3, 0.3, DOES_NOT)])
@@ -263,7 +264,13 @@ def test_seconds_of_several_devices_are_not_compared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"), [((0.03, 0.02, 0.01), HOLDS), ((0.03, 0.01, 0.02), IN_PART), ((0.01, 0.02, 0.03), DOES_NOT)]
+    ("values", "expected"),
+    [
+        ((0.3, 0.2, 0.1), HOLDS),
+        ((0.3, 0.1, 0.2), IN_PART),
+        ((0.1, 0.2, 0.3), DOES_NOT),
+        ((0.015, 0.01, 0.005), UNDECIDED),
+    ],
 )
 def test_the_gap_over_width_and_over_clean_images(values: tuple[float, ...], expected: str) -> None:
     networks = ("resnet18", "googlenet", "densenet121")
@@ -277,7 +284,7 @@ def test_the_gap_over_width_and_over_clean_images(values: tuple[float, ...], exp
 
 def test_gaps_of_different_victims_are_not_averaged() -> None:
     """The one falls from high up and lacks the smallest n; the other falls too, far below."""
-    low = [case("ibau", error_gap=gap, clean_size=n) for n, gap in ((500, 0.04), (2500, 0.03), (5000, 0.02))]
+    low = [case("ibau", error_gap=gap, clean_size=n) for n, gap in ((500, 0.14), (2500, 0.13), (5000, 0.12))]
     high = [case("ibau", error_gap=gap, clean_size=n, attack="blend") for n, gap in ((2500, 0.3), (5000, 0.2))]
     assert verdict(SIZE, *low, *high) == HOLDS
     assert verdict(SIZE, *low, *high[1:], case("ibau", error_gap=0.1, clean_size=2500, attack="blend")) == IN_PART
@@ -285,7 +292,7 @@ def test_gaps_of_different_victims_are_not_averaged() -> None:
 
 def test_gaps_are_those_of_the_table() -> None:
     rising = [case("ibau", error_gap=gap, clean_size=n, attack="blend") for n, gap in ((500, 0.0), (5000, 0.1))]
-    sizes = [case("ibau", error_gap=gap, clean_size=n) for n, gap in ((500, 0.02), (5000, 0.01))]
+    sizes = [case("ibau", error_gap=gap, clean_size=n) for n, gap in ((500, 0.2), (5000, 0.1))]
     table = [replace(row, parts=frozenset({"table8"})) for row in sizes]
     assert verdict(SIZE, *(replace(row, parts=frozenset({"table1"})) for row in rising), *table) == HOLDS
 
@@ -293,7 +300,7 @@ def test_gaps_are_those_of_the_table() -> None:
 def test_a_gap_of_nothing_removed_is_no_gap() -> None:
     """Under a backdoor that is still there all triggered images err, in the clean set as among the test images."""
     still = case("ibau", 0.99, error_gap=0.0, clean_size=5000)
-    sizes = [case("ibau", error_gap=gap, clean_size=n) for n, gap in ((500, 0.02), (2500, 0.01), (5000, 0.03))]
+    sizes = [case("ibau", error_gap=gap, clean_size=n) for n, gap in ((500, 0.2), (2500, 0.1), (5000, 0.3))]
     assert verdict(SIZE, *sizes[:2], still) == HOLDS
     assert verdict(SIZE, sizes[0], still) is None
     found = claims([*sizes, still])
@@ -342,7 +349,49 @@ def test_one_setting_alone_is_not_everywhere() -> None:
     assert verdict(ONLY, *ours, case("nad", 0.9), case("nad", 0.9, attack="blend")) == HOLDS
 
 
-@pytest.mark.parametrize(("values", "expected"), [((0.03, 0.03, 0.01), HOLDS), ((0.02, 0.02, 0.02), DOES_NOT)])
+def test_ways_to_run_a_baseline_that_share_the_settings_out_count_together() -> None:
+    """A failure in the one setting of a way counts; an effect there is no claim to all settings."""
+    ours = [case("ibau", attack=attack) for attack in ("badnets", "blend")]
+
+    def two(*asrs: float) -> list[Row]:
+        ways = [{"name": "dp_sgd", "epochs": epochs} for epochs in (2, 5)]
+        return [
+            case("dp_sgd", asr, attack=attack, defense=way)
+            for asr, attack, way in zip(asrs, ("badnets", "blend"), ways, strict=True)
+        ]
+
+    assert verdict(ONLY, *ours, *two(0.9, 0.9)) == HOLDS
+    assert verdict(ONLY, *ours, *two(0.9, 0.0)) == HOLDS
+    assert verdict(ONLY, *ours, *two(0.0, 0.0)) is None
+
+
+def test_ibau_that_broke_down_is_no_quicker_for_it() -> None:
+    """A cell on which it diverged is one without effect, as one on which it left the backdoor."""
+    ours = [case("ibau", seconds_to_effect=2.0), case("ibau", attack="blend", seconds_to_effect=1.0)]
+    theirs = [case("nad", seconds_to_effect=99.0), case("nad", attack="blend", seconds_to_effect=99.0)]
+    assert verdict(FASTER, *ours, *theirs) == HOLDS
+    for status in ("diverged", "timeout"):
+        assert verdict(FASTER, ours[0], broken(ours[1], status), *theirs) == IN_PART
+        assert verdict(FASTER, broken(ours[0], status), broken(ours[1], status), *theirs) is None
+    lines = effect.titled(*effect.chosen([ours[0], broken(ours[1], "diverged"), *theirs])).table.rows
+    assert {line[0].text: (line[3].text, line[4].text) for line in lines}["I-BAU"][0] == "1 of 2"
+
+
+def test_what_sampling_gives_a_gap() -> None:
+    """Simulated: shares of two samples of unlike size, of one error."""
+    generator = torch.Generator().manual_seed(0)
+    clean, test = torch.rand(4000, 100, generator=generator), torch.rand(4000, 2000, generator=generator)
+    gaps_ = ((clean < 0.3).float().mean(dim=1) - (test < 0.3).float().mean(dim=1)).abs()
+    row = replace(case("ibau", clean_size=100), figures={"ra": 0.7}, intervals={"ra": (0.67961, 0.7197)})
+    error = gaps.sampling_error([row])
+    assert error is not None
+    assert gaps.expected(error) == pytest.approx(float(gaps_.mean()), rel=0.04)
+    assert float((gaps_ > gaps.Z95 * error).float().mean()) == pytest.approx(0.05, abs=0.02)
+    assert gaps.sampling_error([replace(row, intervals={})]) is None
+    assert gaps.sampling_error([]) is None
+
+
+@pytest.mark.parametrize(("values", "expected"), [((0.3, 0.3, 0.1), HOLDS), ((0.2, 0.2, 0.2), DOES_NOT)])
 def test_a_gap_may_rest_on_its_way_but_has_to_end_lower(values: tuple[float, ...], expected: str) -> None:
     sizes = [case("ibau", error_gap=gap, clean_size=n) for n, gap in zip((500, 2500, 5000), values, strict=True)]
     assert verdict(SIZE, *sizes) == expected

@@ -18,6 +18,7 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 
 from adapters import checkpoints, compat, datasets, models
 from adapters.datasets import cache, cifar10, gtsrb
@@ -27,6 +28,7 @@ from adapters.datasets.cifar10 import Cifar10
 from adapters.datasets.gtsrb import Gtsrb
 from adapters.errors import UserError
 from adapters.protocols import Dataset, ImageTensors
+from bench.splits import split_test
 
 # --- images made for the tests --------------------------------------------------------------------------------------
 
@@ -515,6 +517,26 @@ def test_gtsrb_training_set_is_the_papers(realdata: Path, realdata_cache: Path) 
     assert (data.num_classes, data.pool_size) == (43, 5000)
     with pytest.raises(UserError, match="the full training set"):
         datasets.load("gtsrb_26640", realdata, realdata_cache)
+
+
+@pytest.mark.realdata
+def test_gtsrbs_scoring_images_have_near_copies_in_the_pool(realdata: Path, realdata_cache: Path) -> None:
+    """Tracks of thirty frames of one sign: what docs/metrics/intervals.md says of them."""
+    data = datasets.load("gtsrb", realdata, realdata_cache)
+    assert (torch.bincount(data.test.labels) % 30 == 0).all()
+    split = split_test(data, 0)
+
+    def plain(images: Tensor) -> Tensor:
+        flat = images.flatten(1).float()
+        flat -= flat.mean(dim=1, keepdim=True)
+        return flat / flat.norm(dim=1, keepdim=True)
+
+    scoring = plain(data.test.images[split.scoring_indices[::5]])
+    near = [
+        float(((scoring @ plain(images).T).max(dim=1).values > 0.97).float().mean())
+        for images in (data.test.images[split.pool_indices], data.train.images[::7])
+    ]
+    assert near[0] > 0.08 > 8 * near[1]
 
 
 @pytest.mark.realdata

@@ -36,6 +36,15 @@ def test_the_document_counts_and_quotes() -> None:
     assert shown.endswith("a processor; torch 2.0; commit c0ffee1.\n")
 
 
+def test_a_sweep_that_several_faults_share_is_counted_once() -> None:
+    both = [_record(name, sweep="misbehaving", expected=28) for name in ("defense raises", "defense exits")]
+    shown = markdown([_record(), *both])
+    assert "| defense exits | 3 | 28 | 0 | 0 | 9 |" in shown
+    assert "| **all** | **9** | **38** | **0** | **0** | **18** |" in shown
+    assert "the sum has these once" in shown
+    assert "the sum has these once" not in markdown([_record(), both[0]])
+
+
 def test_a_block_is_filled_from_the_records(tmp_path: Path) -> None:
     put(tmp_path / "results" / "faults", _record())
     text = "# Reliability\n\n<!-- faults: results/faults -->\nold\n<!-- /faults -->\nend\n"

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,13 @@ def test_an_estimate_over_seeds_and_of_one_record() -> None:
     assert found.mean == pytest.approx(0.2)
     # Student's t with two degrees of freedom: 4.303 · 0.1 / sqrt(3) = 0.2484, cut at zero.
     assert (found.low, found.high) == (0.0, pytest.approx(0.4484, abs=1e-4))
+    alike = rows_of(*(fake.record(fake.cell(seed=k), asr=0.2 + 0.001 * k) for k in range(3)))
+    found = estimate(alike, "asr")
+    assert found is not None  # they share images: the means of the records' own ends, 0.015 below and 0.02 above
+    assert (found.low, found.high) == (pytest.approx(0.186), pytest.approx(0.221))
+    lacking = estimate([alike[0], replace(alike[1], intervals={})], "asr")
+    assert lacking is not None
+    assert lacking.high - lacking.low == pytest.approx(2 * 12.706 * 0.0005, rel=1e-3)
     single = estimate(rows[:1], "asr")
     assert single is not None
     assert (single.low, single.high) == rows[0].intervals["asr"]

@@ -354,7 +354,10 @@ def test_trigger_images_of_one_name_are_called_by_their_folders(tmp_path: Path) 
     faint, strong = ({"image": "c/u.png", "mode": "blend", "alpha": alpha, "digest": "c"} for alpha in (0.1, 0.2))
     several = [{"attack": stamp, "target": 1}, {"attack": other, "target": 2}]
     brought = {"checkpoint": "m.pth", "trigger": other, "target": 3}
-    cells = [fake.cell("none", attack=one) for one in (stamp, faint, strong)]
+    masked = [
+        {"image": "d/v.png", "mode": "replace", "mask": f"{mask}/m.png", "digest": mask} for mask in ("one", "two")
+    ]
+    cells = [fake.cell("none", attack=one) for one in (stamp, faint, strong, *masked)]
     cells += [
         fake.cell("none", attack=several, target=None),
         fake.cell("none", attack=None, target=None, victim=brought),
@@ -364,5 +367,6 @@ def test_trigger_images_of_one_name_are_called_by_their_folders(tmp_path: Path) 
     rows = read(fake.write(tmp_path / "results", records)).rows
     named = ("a/t.png (replace)", "b/t.png (replace)")
     both = f"{named[0]}→1, {named[1]}→2"
-    assert {row.attack for row in rows} == {*named, "u.png (blend 0.1)", "u.png (blend 0.2)", both}
+    blends, masks = ("u.png (blend 0.1)", "u.png (blend 0.2)"), ("one/m.png", "two/m.png")
+    assert {row.attack for row in rows} == {*named, *blends, both, *(f"v.png (replace, mask {one})" for one in masks)}
     assert [each.attack for row in rows for each in row.triggers] == list(named)

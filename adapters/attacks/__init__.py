@@ -1,6 +1,7 @@
 """Backdoor triggers, the labels they aim at, and poisoning through ART."""
 
 from adapters.attacks.adversarial import AdversarialCleanLabel, AdversarialPerturbation
+from adapters.attacks.conduct import conduct_digest, mean_change, same_change, triggered
 from adapters.attacks.fitted import DamagedTriggerError, FittedTrigger, run_fit
 from adapters.attacks.fitting import Fit, FitContext, Pattern
 from adapters.attacks.image_trigger import ImageTrigger, digest
@@ -29,10 +30,12 @@ __all__ = [
     "Visibility",
     "build",
     "check",
+    "conduct_digest",
     "digest",
     "fit_of",
     "has_name",
     "label_map",
+    "mean_change",
     "name_of",
     "needs_fit",
     "normal",
@@ -40,5 +43,7 @@ __all__ = [
     "poison_copies",
     "poison_count",
     "run_fit",
+    "same_change",
+    "triggered",
     "visibility",
 ]

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adapters.attacks.conduct import check_range
 from adapters.attacks.label_maps import CleanLabel, carriers, prepared
 from adapters.errors import UserError
 from adapters.protocols import LabelledImages, LabelMap, Trigger
@@ -145,6 +146,7 @@ def _poison_batch(trigger: Trigger, mapping: LabelMap, images: Tensor, labels: T
 
     inputs = prepared(mapping, images, labels).to(torch.float32).div_(255).numpy()
     poisoned, targets = PoisoningAttackBackdoor(perturb).poison(inputs, mapping(labels).numpy())
+    check_range(torch.from_numpy(poisoned), trigger)
     return torch.from_numpy(poisoned).mul(255).round_().to(torch.uint8), torch.from_numpy(targets)
 
 

@@ -51,11 +51,12 @@ def build(spec: str | Mapping[str, Any], key: str = "cell.defense") -> Defense:
 
 def _one_line(key: str, kind: type[Defense], error: ValidationError) -> UserError:
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = ".".join((key, *map(str, first["loc"])))
     if first["type"] == "extra_forbidden":
         known = ", ".join(kind.model_fields) or "none at all"
-        return UserError(f"{key}.{where}: unknown setting of {kind.name}; expected one of: {known}")
-    return UserError(f"{key}.{where}: found {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}")
+        return UserError(f"{where}: unknown setting of {kind.name}; expected one of: {known}")
+    told = first["msg"].removeprefix("Value error, ")  # of a validator of the defense's own
+    return UserError(f"{where}: found {first['input']!r}; {told[:1].lower()}{told[1:]}")
 
 
 __all__ = [

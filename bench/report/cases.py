@@ -12,12 +12,13 @@ from bench.report.rows import Row
 from bench.report.tables import Head, Table, Value, beneath, measured
 
 NO_DEFENSE = names.defense_name("none")
-INTERVAL_OF_SEVERAL = "Beneath a figure: the 95 % interval of its mean over {} {}."
 INTERVAL_OF_ONE = "Beneath a figure: the record's own 95 % interval."
-_TRAINING = "training "
+SHARED = " A mean's is nowhere narrower than a single one's: they share images."
+INTERVAL_OF_SEVERAL = "Beneath a figure: the 95 % interval of its mean over {} {}." + SHARED
 INTERVAL_OF_EITHER = (
-    "Beneath a figure: the 95 % interval of its mean over {} (×k: k of them), or for one {} the record's own."
+    "Beneath a figure: the 95 % interval of its mean over {} (×k: k of them), or for one {} the record's own." + SHARED
 )
+_TRAINING = "training "
 
 
 @dataclass(frozen=True)
@@ -280,4 +281,4 @@ def measures(found: Sequence[Line], labels: Mapping[str, str]) -> Table:
     estimates = [value.estimate for row in body for value in row if value.estimate]
     several = any(each.count > 1 for each in estimates)
     mean = f"Mean over {repetitions(estimates)}{tables.spread(body)}. " if several else ""
-    return Table(heads, tuple(body), (f"{mean}Rates in percent.",))
+    return Table(heads, tuple(body), (f"{mean}Rates in percent. {tables.TO_EFFECT_MEANING}",))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from bench import published
 from bench.report import effect, effectiveness, gaps, names, ratios, settings, sweep_files
 from bench.report.effect import Verdict
 from bench.report.groups import by, estimate, ordered, variants
-from bench.report.names import DOES_NOT, HOLDS, IN_PART
+from bench.report.names import DOES_NOT, HOLDS, IN_PART, UNDECIDED
 from bench.report.rows import Row
 from bench.report.tables import Head, Table, Titled, Value
 
@@ -47,7 +48,7 @@ def claims(tried: Sequence[Row]) -> Titled | None:
     labels = variants(rows)
     named = by(rows, lambda row: labels[row.id])
     ours = [name for name in ordered(rows, labels) if named[name][0].defense == "ibau"]
-    timed = frozenset(row.id for row in effect.chosen([row for row in tried if row.scored])[0])
+    timed = frozenset(row.id for row in effect.chosen(tried)[0])
     others = {name: each for name, each in named.items() if each[0].defense != "ibau"}
     body = []
     for text, judge in CLAIMS:
@@ -88,7 +89,7 @@ def least_sensitive_to_poison_ratio(found: Evidence) -> Verdict | None:
     good = [effectiveness.effective(rows) for rows in own.values()]
     able, least = all(good), bool(rivals) and all(steadier)
     word = HOLDS if able and all(steadier) else IN_PART if any(good) and (able or least) else DOES_NOT
-    return Verdict(word, f"ASR varies with the ratio by, at most: {figures}{none}{more}; {_of_six(baselines, found)}")
+    return Verdict(word, f"ASR varies with the ratio by, at most: {figures}{none}{more}; {_of_six(rivals, found)}")
 
 
 def effective_at_few_images(found: Evidence) -> Verdict | None:
@@ -124,8 +125,7 @@ def only_one_effective_everywhere(found: Evidence) -> Verdict | None:
     """Effective in all settings, where every one of the paper's baselines fails in some that both ran in; in part if
     it is effective in all, or in more of these than each of them."""
     ours = effectiveness.outcomes(found.rows[found.ours])
-    shared = {name: effectiveness.outcomes(found.rows[name], ours.keys()) for name in found.others}
-    shared = {name: each for name, each in shared.items() if len(each) > 1}
+    shared = _in_several({name: effectiveness.outcomes(found.rows[name], ours.keys()) for name in found.others}, found)
     rivals = [name for name in shared if found.rows[name][0].defense in published.BASELINES]
     if not rivals:
         return None
@@ -167,13 +167,13 @@ def thirteen_times_faster(found: Evidence) -> Verdict | None:
 
 
 def gap_falls_with_width(found: Evidence) -> Verdict | None:
-    """Theorem 3: the wider the network, the smaller the error gap."""
+    """Table 7: the wider the network, the smaller the error gap. (Theorem 3 does not say so: docs/theory.md.)"""
     rows = sweep_files.of(found.rows[found.ours], "table7")
     return _falling(gaps.over_width(rows), gaps.width_of, "W", "model", "training")
 
 
 def gap_falls_with_clean_images(found: Evidence) -> Verdict | None:
-    """Theorem 3: the more clean images, the smaller the error gap."""
+    """Table 8: the more clean images, the smaller the error gap."""
     rows = sweep_files.of(found.rows[found.ours], "table8", "table7")
     return _falling(gaps.over_size(rows), lambda row: row.clean_size, "n")
 
@@ -192,29 +192,47 @@ CLAIMS: tuple[tuple[str, Claim], ...] = (
 
 def _falling(rows: Sequence[Row], axis: Callable[[Row], float | None], symbol: str, *varied: str) -> Verdict | None:
     """Over the records whose backdoor is gone: where it is not, all triggered images err, seen or unseen, and the gap
-    is 0 for want of a defense. Victims that differ in anything but ``varied`` are looked at one by one."""
+    is 0 for want of a defense. Victims that differ in anything but ``varied`` are looked at one by one. Undecided where
+    no gap is beyond what sampling alone gives in 95 of 100 cases."""
     placed = [row for row in rows if axis(row) is not None]
     cured = [row for row in placed if effectiveness.effective([row])]
     curves = {key: _curve(each, axis) for key, each in by(cured, lambda row: row.victim_but(*varied)).items()}
     curves = {key: curve for key, curve in curves.items() if len(curve) > 1}
     if not curves:
         return None
-    falls = [[later <= earlier for (_, earlier), (_, later) in pairwise(curve)] for curve in curves.values()]
-    ends = [curve[-1][1] < curve[0][1] for curve in curves.values()]
-    words = [", ".join(f"{names.percent(gap, 2)} at {symbol} = {names.plain(at)}" for at, gap in curve)
-             for curve in curves.values()]  # fmt: skip
+    falls = [[later.gap <= earlier.gap for earlier, later in pairwise(curve)] for curve in curves.values()]
+    ends = [curve[-1].gap < curve[0].gap for curve in curves.values()]
+    words = [", ".join(point.told(symbol) for point in curve) for curve in curves.values()]
     told = "; ".join(words) if len(words) == 1 else "; ".join(f"victim {k}: {one}" for k, one in enumerate(words, 1))
     left = len(placed) - len(cured)
     told += f"; left out, for the defense had no effect: {left} of {len(placed)} records" if left else ""
     word = HOLDS if all(map(all, falls)) and all(ends) else IN_PART if any(ends) else DOES_NOT
+    if not any(point.beyond_chance for curve in curves.values() for point in curve):
+        word = UNDECIDED
     return Verdict(word, f"error gap in percent: {told}")
 
 
-def _curve(rows: Sequence[Row], axis: Callable[[Row], float | None]) -> list[tuple[float | None, float]]:
-    """Mean error gap at each value of ``axis``, in order."""
+class _Point(NamedTuple):
+    """Mean error gap at one value of an axis, and the error that sampling gives it."""
+
+    at: float | None
+    gap: float
+    error: float | None
+
+    @property
+    def beyond_chance(self) -> bool:
+        return self.error is None or self.gap > gaps.Z95 * self.error
+
+    def told(self, symbol: str) -> str:
+        chance = "" if self.error is None else f" (by chance {names.percent(gaps.expected(self.error), 2)})"
+        return f"{names.percent(self.gap, 2)} at {symbol} = {names.plain(self.at)}{chance}"
+
+
+def _curve(rows: Sequence[Row], axis: Callable[[Row], float | None]) -> list[_Point]:
+    """In the order of ``axis``."""
     known = by(rows, axis)
-    means = [(at, estimate(known[at], "error_gap")) for at in sorted(known, key=lambda at: at or 0.0)]
-    return [(at, found.mean) for at, found in means if found]
+    points = [(at, estimate(known[at], "error_gap")) for at in sorted(known, key=lambda at: at or 0.0)]
+    return [_Point(at, found.mean, gaps.sampling_error(known[at])) for at, found in points if found]
 
 
 def _besides(told: Sequence[str]) -> str:
@@ -230,6 +248,20 @@ def _few(found: Evidence) -> float | None:
 
 def _at(few: float) -> str:
     return "" if few == FEW_IMAGES else f"at n = {names.plain(few)}: "
+
+
+def _in_several(
+    shared: Mapping[str, Mapping[effectiveness.Setting, bool]], found: Evidence
+) -> dict[str, Mapping[effectiveness.Setting, bool]]:
+    """Those of defenses that share several settings with ours, however their ways to run share these out.
+
+    Being effective in the only setting of a way is no claim to all of them; failing in it counts.
+    """
+    spread: dict[str, set[effectiveness.Setting]] = {}
+    for name, each in shared.items():
+        spread.setdefault(found.rows[name][0].defense, set()).update(each)
+    several = {name: each for name, each in shared.items() if len(spread[found.rows[name][0].defense]) > 1}
+    return {name: each for name, each in several.items() if len(each) > 1 or not all(each.values())}
 
 
 def _ahead(ours: Mapping[effectiveness.Setting, bool], rivals: Sequence[Mapping[effectiveness.Setting, bool]]) -> bool:

@@ -14,6 +14,7 @@ from bench.files import write_atomically
 FILE = "faults.jsonl"
 SCHEMA = 1
 NONE = "*No faults are committed yet.*"
+SHARED = "Faults that were injected into one sweep together have its counts in common; the sum has these once."
 
 
 class FaultRecord(Frozen):
@@ -39,6 +40,8 @@ class FaultRecord(Frozen):
     """Lines as they stood on the terminal or in a record, paths of the test shortened."""
     after: str
     """What was done to go on."""
+    sweep: str | None = None
+    """Of faults that were injected into one sweep together, and share its records: a name for it."""
     commit: str | None
     dirty: bool | None
     hardware: str
@@ -97,9 +100,13 @@ def markdown(records: Sequence[FaultRecord]) -> str:
         [one.fault, *(str(count) for count in (one.injected, one.expected, one.lost, one.doubled, one.others))]
         for one in records
     ]
-    total = [str(sum(int(row[column]) for row in rows)) for column in range(1, len(head))]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows, ["**all**", *(f"**{one}**" for one in total)]]
+    injected = sum(one.injected for one in records)
+    sweeps = {one.sweep or one.fault: one for one in records}.values()
+    held = [sum(getattr(one, name) for one in sweeps) for name in ("expected", "lost", "doubled", "others")]
+    total = ["all", *map(str, (injected, *held))]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows, [f"**{one}**" for one in total]]
     parts = ["\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    parts += [SHARED] if len(sweeps) < len(records) else []
     parts += [_section(one) for one in records]
     return "\n\n".join([*parts, _source(records)]) + "\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -11,10 +12,16 @@ from bench.report.groups import by, estimate, ordered, variants
 from bench.report.rows import Row
 from bench.report.tables import Head, Table, Titled, Value
 
+HEADS = ("Error gap", "By chance", "ACC", "ASR")
+Z95 = 1.96
 _NETWORKS = {each.model: each for each in published.TABLE_7}
 NOTE = (
     "Error gap: the absolute difference between the error on triggered images of the clean set, which the defense saw, "
     "and on triggered test images, in percent."
+)
+CHANCE = (
+    "By chance: the gap to expect of sampling alone, if the model erred on triggered images of both sets alike. It too "
+    "falls with n."
 )
 CHAINS = frozenset({"simplified_vgg"})
 """The networks that Theorem 3 is about (``ibau_defense.bounds.chain``)."""
@@ -32,6 +39,26 @@ def over_size(scored: Sequence[Row]) -> list[Row]:
     """I-BAU's records of victims with several clean sizes."""
     alike = by(_measured(scored), lambda row: row.victim_key)
     return [row for members in alike.values() if len({row.clean_size for row in members}) > 1 for row in members]
+
+
+def sampling_error(rows: Sequence[Row]) -> float | None:
+    """The standard error that sampling gives the signed gap, in [0, 1]: mean over ``rows``, None where one lacks RA.
+
+    √(e(1 − e)/n + s²): e = 1 − RA is the error on triggered test images, and s its own standard error.
+    """
+    found = []
+    for row in rows:
+        if "ra" not in row.figures or "ra" not in row.intervals or not row.clean_size:
+            return None
+        low, high = row.intervals["ra"]
+        error = 1.0 - row.figures["ra"]
+        found.append(math.hypot(math.sqrt(error * (1.0 - error) / row.clean_size), (high - low) / (2 * Z95)))
+    return math.fsum(found) / len(found) if found else None
+
+
+def expected(error: float) -> float:
+    """The mean absolute value of a gap of that standard error and of no mean, over however many repetitions."""
+    return math.sqrt(2 / math.pi) * error
 
 
 def width_of(row: Row) -> int | None:
@@ -94,12 +121,12 @@ def _table(
         columns = by(members, lambda row: labels[row.id])
         figures = [value for label in shown for value in _figures(columns.get(label, []))]
         body.append((replace(first, note=told), *others, *figures))
-    heads = (*left, *(Head(text, over=label) for label in shown for text in ("Error gap", "ACC", "ASR")))
+    heads = (*left, *(Head(text, over=label) for label in shown for text in HEADS))
     size = {row.clean_size for row in rows}
     notes = [f"n = {names.plain(size.pop())}."] if len(size) == 1 else []
     if len(attacks) == 1:
         notes.append(f"Attack: {cases.attack_text(rows[0])} → {names.target_name(rows[0].target)}.")
-    return cases.finished(heads, body, [*notes, *given.note(rows), NOTE, _bound({row.model for row in rows})])
+    return cases.finished(heads, body, [*notes, *given.note(rows), NOTE, CHANCE, _bound({row.model for row in rows})])
 
 
 def _bound(models: set[str]) -> str:
@@ -127,4 +154,6 @@ def _figures(rows: Sequence[Row]) -> list[Value]:
             continue
         digits, theirs = (2, beside.gap(rows[0])) if metric == "error_gap" else (1, "")
         values.append(cases.value(figure, metric, theirs, [], digits))
+    error = sampling_error(rows)
+    values.insert(1, Value("–") if error is None else Value(names.percent(expected(error), 2), sort=expected(error)))
     return values

@@ -36,7 +36,7 @@ _ATTACKS = {
     "wanet": "WaNet",
 }
 
-HOLDS, IN_PART, DOES_NOT = "holds", "holds in part", "does not hold here"
+HOLDS, IN_PART, DOES_NOT, UNDECIDED = "holds", "holds in part", "does not hold here", "undecided"
 """The verdicts on a claim of the paper's."""
 
 METRIC_NAMES = {"acc": "ACC", "asr": "ASR", "ra": "RA", "der": "DER", "error_gap": "Error gap"}

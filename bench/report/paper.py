@@ -24,7 +24,7 @@ def tables(group: Group) -> tuple[Titled, ...]:
         _several_triggers(sweep_files.of(scored, "table3")),
         _poison_ratios(sweep_files.of(scored, "table4", "table1")),
         _clean_sizes(sweep_files.of(scored, "table5", "table1")),
-        _seconds_to_effect(scored),
+        _seconds_to_effect(group.tried),
         gaps.by_width(sweep_files.of(scored, "table7")),
         gaps.by_size(sweep_files.of(scored, "table8", "table7")),
         _radii(sweep_files.of(scored, "c_delta")),
@@ -83,8 +83,8 @@ def _along(scored: Sequence[Row], axis: str, title: tuple[str, str], write: Call
     return Titled(*title, table, cases.measures(found, labels))
 
 
-def _seconds_to_effect(scored: Sequence[Row]) -> Titled | None:
-    rows, notes = effect.chosen(scored)
+def _seconds_to_effect(tried: Sequence[Row]) -> Titled | None:
+    rows, notes = effect.chosen(tried)
     return effect.titled(rows, notes) if rows else None
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from adapters.errors import UserError
 from bench.cells import NOT_OF_THE_VICTIM, content_hash
 from bench.records import FILE, RecordStore
-from bench.report.labels import File, apart, attack_label, image_files
+from bench.report.labels import File, Images, apart, attack_label, images_of
 from bench.report.values import canonical, mapping, misnamed, number, possible, text, tidy
 
 SCORED = frozenset({"ok", "no_trigger_detected"})
@@ -180,11 +180,11 @@ def read(folder: Path) -> Reading:
 def named_apart(rows: Sequence[Row]) -> list[Row]:
     """Checkpoints, and images, that share a file's name and are not one file are called by their folders too."""
     checkpoints = apart(_checkpoint(row.cell) for row in rows)
-    images = apart(file for row in rows for file in image_files(_attack(row.cell)))
+    images = images_of(_attack(row.cell) for row in rows)
     return [_called(row, checkpoints, images) for row in rows]
 
 
-def _called(row: Row, checkpoints: Mapping[str, str], images: Mapping[str, str]) -> Row:
+def _called(row: Row, checkpoints: Mapping[str, str], images: Images) -> Row:
     labels = [attack_label(mapping(part).get("attack"), images) for part in _list(row.cell.get("attack"))]
     before, after = (
         tuple(each._replace(attack=label) for each, label in zip(found, labels, strict=False))

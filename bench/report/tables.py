@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.report import given, marks, names
+from bench.report import effectiveness, given, marks, names
 from bench.report.groups import RATES, Estimate, by, estimate, ordered
 from bench.report.rows import EVASION, Row
 
@@ -61,12 +61,14 @@ class Titled:
     beside: Table | None = None
 
 
+TO_EFFECT = "seconds_to_effect"
+TO_EFFECT_MEANING = "To effect: of the cells whose returned model has it."
 MEASURES: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
     ("RA", "ra", names.percent),
     ("DER", "der", names.percent),
     ("Error gap", "error_gap", names.percent),
     ("Seconds", "seconds", names.seconds_name),
-    ("To effect", "seconds_to_effect", names.seconds_name),
+    ("To effect", TO_EFFECT, names.seconds_name),
     ("Peak memory", "peak_memory_bytes", names.bytes_name),
     ("Forward", "forward", names.count_name),
     ("Backward", "backward", names.count_name),
@@ -95,7 +97,7 @@ def summary(found: Sequence[Row], labels: Mapping[str, str], order: Sequence[str
         seeds = len({row.seed for row in scored})
         values = [measured(scored, metric, write) for _, metric, write in figures]
         rows.append((Value(label), cells, Value(str(seeds), sort=seeds), *values))
-    notes = [f"Mean over the scored cells{spread(rows)}. Rates in percent."]
+    notes = [f"Mean over the scored cells{spread(rows)}. Rates in percent. {TO_EFFECT_MEANING}"]
     notes += given.note(found)
     if len(devices) > 1:
         notes.append(f"Times and memory come from {len(devices)} devices: compare them only within one.")
@@ -112,13 +114,19 @@ def _besides(rows: Sequence[Row]) -> str:
 
 
 def measured(rows: Sequence[Row], metric: str, write: Callable[[float | None], str]) -> Value:
-    """A figure's mean with the range seen beneath it."""
-    found = estimate(rows, metric)
+    """A figure's mean with the range seen beneath it.
+
+    Seconds to effect are those of the rows alone whose returned model has it; beneath them stands how many these are,
+    where they are not all.
+    """
+    told = [row for row in rows if effectiveness.effective([row])] if metric == TO_EFFECT else rows
+    found = estimate(told, metric)
     if found is None:
         return Value("–")
     least, most = write(found.least), write(found.most)
     span = f"{_without_unit(least, most)}–{most}" if least != most else ""
-    return Value(write(found.mean), span, sort=found.mean, estimate=found)
+    of = f"{found.count} of {len(rows)}" if metric == TO_EFFECT and found.count < len(rows) else ""
+    return Value(write(found.mean), ", ".join(filter(None, (span, of))), sort=found.mean, estimate=found)
 
 
 def spread(rows: Iterable[Sequence[Value]]) -> str:

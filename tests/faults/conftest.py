@@ -45,14 +45,14 @@ def note(request: pytest.FixtureRequest) -> Note:
 
     def write(
         fault: str, how: str, stage: Stage, seen: Sequence[str], after: str, *, injected: int = 1, others: int = 0,
-        union: Union | None = None,
+        union: Union | None = None, sweep: str | None = None,
     ) -> None:  # fmt: skip
         union, source = union or stage.union(), commit()
         record = FaultRecord(
             test=request.node.nodeid, fault=fault, how=how, injected=injected, expected=union.expected,
             lost=union.lost, doubled=union.doubled,
             others=others, seen=tuple(seen), after=after, commit=source.id, dirty=source.dirty,
-            hardware=device_name(torch.device("cpu")), torch=str(torch.__version__),
+            hardware=device_name(torch.device("cpu")), torch=str(torch.__version__), sweep=sweep,
         )  # fmt: skip
         put(request.config.getoption("--outcomes"), record)
         assert (union.lost, union.doubled) == (0, 0)

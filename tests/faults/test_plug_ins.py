@@ -114,7 +114,9 @@ def test_a_misbehaving_defense(name: str, stage: Stage, ended: Ended, note: Note
         assert records[0].acc is not None
         seen = [f"status ok, details.out_of_memory: {told}"]
     assert "\x1b" not in "".join(seen)
-    note(case.fault, case.how, stage, seen, GO_ON, injected=len(records), others=len(sound))
+    note(
+        case.fault, case.how, stage, seen, GO_ON, injected=len(records), others=len(sound), sweep="misbehaving defenses"
+    )  # fmt: skip
 
 
 def _sound(stage: Stage) -> list[Record]:

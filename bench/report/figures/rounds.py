@@ -97,10 +97,14 @@ def _trigger_curves(rows: Sequence[Row]) -> dict[str, dict[int, float]]:
     for row in rows:
         before = {each.attack: each.asr for each in row.triggers_before}
         for index, told in [(0, before), *((index, each.get("asr_by_trigger")) for index, each in _own_rounds(row))]:
-            for trigger, rate in told.items() if isinstance(told, Mapping) else ():
+            if not isinstance(told, Mapping):
+                continue
+            # In the order of the cell's triggers; of images under other names than the report's.
+            called = list(before) if len(before) == len(told) else list(map(str, told))
+            for trigger, rate in zip(called, told.values(), strict=True):
                 known = number(rate)
                 if known is not None:
-                    seen.setdefault(str(trigger), {}).setdefault(index, []).append(known)
+                    seen.setdefault(trigger, {}).setdefault(index, []).append(known)
     kept = [(trigger, points) for trigger, points in seen.items() if max(points) > 0]
     return {
         trigger: {index: sum(each) / len(each) for index, each in sorted(points.items())} for trigger, points in kept
