@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -96,6 +97,19 @@ class _TimedTrainingContext(_TimedContext, TrainingContext):
     """The same, with the poisoned training data."""
 
 
+@contextmanager
+def unmoved_settings() -> Iterator[None]:
+    """Puts torch's settings back that a defense may have left changed: the next cell on this worker would have them."""
+    gradients, threads, dtype = torch.is_grad_enabled(), torch.get_num_threads(), torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(gradients)
+        torch.set_default_dtype(dtype)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+
 class DefenseRun:
     """Everything but the work is done when it is made; ``run`` does the work, once.
 
@@ -131,8 +145,9 @@ class DefenseRun:
         """
         self._watchdog.start()
         try:
-            self._clock.start()
-            return self._defense.run(self._model, self._clean, self._context)
+            with unmoved_settings():
+                self._clock.start()
+                return self._defense.run(self._model, self._clean, self._context)
         finally:
             self._rest()
             self._detach()

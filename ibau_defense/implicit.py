@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
@@ -43,6 +43,16 @@ class Response:
     relative_step: float | None = None
     on_solution: Callable[[Solution], None] | None = None
 
+    def __post_init__(self) -> None:
+        for name, value, kinds in (
+            ("curvature", self.curvature, get_args(CurvatureKind)),
+            ("mixed", self.mixed, get_args(MixedKind)),
+        ):
+            if value not in kinds:
+                raise ValueError(f"{name}: found {value!r}; expected one of: {', '.join(kinds)}")
+        if not isinstance(cast(object, self.solver), Solver):
+            raise ValueError(f"solver: found {self.solver!r}; expected a solver, ConjugateGradient() for one")
+
 
 class ImplicitArgmax(torch.autograd.Function):
     """δ(θ) = argmax_δ G(δ, θ), differentiable in θ by the implicit function theorem.
@@ -70,7 +80,10 @@ class ImplicitArgmax(torch.autograd.Function):
         response: Response,
         *theta: Tensor,
     ) -> Tensor:
-        delta = maximise(tuple(parameter.detach() for parameter in theta)).detach().clone()
+        found = maximise(tuple(parameter.detach() for parameter in theta))
+        if not isinstance(cast(object, found), Tensor):
+            raise TypeError(f"maximise: found {type(found).__name__}; expected a function that returns δ, a tensor")
+        delta = found.detach().clone()
         ctx.objective, ctx.response = objective, response
         ctx.save_for_backward(delta, *theta)
         return delta
@@ -104,8 +117,10 @@ def implicit_argmax(
 
     Raises:
         ValueError: ``theta`` is empty.
-        TypeError: ``objective`` is a plain function.
+        TypeError: ``objective`` is a plain function, ``theta`` no tuple, or what ``maximise`` returned no tensor.
     """
+    if isinstance(cast(object, theta), Tensor):
+        raise TypeError("theta: found a tensor; expected a tuple of them")
     if not theta:
         raise ValueError("theta: found no parameters; expected at least one")
     if not hasattr(objective, "parts"):

@@ -252,14 +252,21 @@ def test_the_training_data_go_to_the_one_defense_that_trains_anew() -> None:
     [
         (
             "unlearn",
-            r"^cell\.defense: unknown name 'unlearn'; expected one of: deep_inspect, dp_sgd, fine_pruning, "
-            r"fine_tuning, ibau, nad, naive_uap, neural_cleanse, none, tabor$",
+            r"^cell\.defense: unknown name 'unlearn'; expected one of: deep_inspect, .*"
+            r"fine_tuning, ibau, .*neural_cleanse, none, .*tabor$",
         ),
         (
             {"name": "ibau", "round": 2},
             r"^cell\.defense\.round: unknown setting of ibau; expected one of: recipe, rounds",
         ),
         ({"name": "none", "epochs": 2}, r"unknown setting of none; expected one of: none at all"),
+        ({"name": "fine_tuning", "lr": True}, r"^cell\.defense\.lr: found True; input should be a valid number$"),
+        (
+            {"name": "fine_tuning", "epochs": "2"},
+            r"^cell\.defense\.epochs: found '2'; input should be a valid integer$",
+        ),
+        ({"name": "ibau", "rounds": True}, r"^cell\.defense\.rounds: found True; input should be a valid integer$"),
+        ({"name": "nad", "betas": "12"}, r"^cell\.defense\.betas: found '12'; input should be a valid tuple$"),
         (
             {"name": "ibau", "rounds": 0},
             r"^cell\.defense\.rounds: found 0; input should be greater than or equal to 1$",

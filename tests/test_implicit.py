@@ -241,6 +241,23 @@ def test_what_is_no_objective_is_named() -> None:
         implicit_argmax(lambda delta, t: delta.sum(), lambda t: t[0], theta)  # type: ignore[arg-type, return-value]
 
 
+def test_a_response_of_wrong_settings_is_refused_when_it_is_made() -> None:
+    with pytest.raises(ValueError, match="mixed: found 'foo'; expected one of: exact, directional"):
+        Response(mixed="foo")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="curvature: found 'foo'; expected one of: exact, forward_over_reverse, "):
+        Response(curvature="foo")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="solver: found 'minres'; expected a solver"):
+        Response("minres")  # type: ignore[arg-type]
+
+
+def test_tensors_where_a_tuple_or_a_number_where_a_tensor_belongs_are_named() -> None:
+    theta, objective = torch.ones(D, dtype=DTYPE), FunctionObjective(lambda d, t: -d.square().sum())
+    with pytest.raises(TypeError, match="theta: found a tensor; expected a tuple of them"):
+        implicit_argmax(objective, lambda t: t[0], theta)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="maximise: found float; expected a function that returns δ, a tensor"):
+        implicit_argmax(objective, lambda t: 1.0, (theta,))  # type: ignore[arg-type, return-value]
+
+
 def test_nothing_to_differentiate_is_an_error() -> None:
     with pytest.raises(ValueError, match="theta"):
         implicit_argmax(FunctionObjective(lambda d, t: d.sum()), lambda t: torch.zeros(1), ())

@@ -42,6 +42,10 @@ class Scripted(Defense):
 
     def run(self, model: nn.Module, clean: LabelledImages, context: DefenseContext) -> DefenseResult:
         self.seen.append((clean, context))
+        if self.do == "leave settings":
+            torch.set_grad_enabled(False)
+            torch.set_default_dtype(torch.float64)
+            torch.set_num_threads(torch.get_num_threads() + 1)
         if self.do == "raise":
             raise RuntimeError("something\nbroke")
         if self.do == "garbage":
@@ -523,6 +527,22 @@ def test_the_stopwatch_runs_while_models_are_scored_and_not_while_they_are_defen
     del seen[:]
     assert runner.run(_cell("poison")).status == "diverged"
     assert seen == [("defended", False), ("scored", True)]
+
+
+def test_torchs_settings_that_a_defense_changes_are_put_back(runner: CellRunner) -> None:
+    """Else the next cell on the worker would have them, and take the blame."""
+
+    def found() -> tuple[bool, torch.dtype, int]:
+        return torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
+
+    before = found()
+    try:
+        assert runner.run(_cell("leave settings")).status == "ok"
+        assert found() == before
+    finally:
+        torch.set_grad_enabled(before[0])
+        torch.set_default_dtype(before[1])
+        torch.set_num_threads(before[2])
 
 
 @pytest.mark.parametrize(

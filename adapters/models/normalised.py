@@ -52,6 +52,8 @@ def split(name: str) -> tuple[str, dict[str, tuple[float, ...]]]:
     finite = all(math.isfinite(one) for values in found.values() for one in values)
     if found.keys() != {"mean", "std"} or not finite or min(found["std"]) <= 0:
         raise UserError(f"cell.model: found {name!r}; expected {EXAMPLE}: a number a channel, std above 0")
+    if not 0 <= min(found["mean"]) <= max(found["mean"]) <= 1:  # of 256 levels, most likely
+        raise UserError(f"cell.model: found {name!r}; expected mean and std of pixels in [0, 1], such as {EXAMPLE}")
     return own, found
 
 
