@@ -218,7 +218,10 @@ class Defense(BaseModel):
         """YAML knows lists alone; of other types nothing is converted, but a whole number to a float."""
         if not isinstance(settings, dict):
             return settings
-        return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+        wanted = {key for key, field in cls.model_fields.items() if "tuple[" in str(field.annotation)}
+        return {
+            key: tuple(value) if key in wanted and isinstance(value, list) else value for key, value in settings.items()
+        }
 
     def check(self, key: str) -> None:
         """Raise ``UserError``, naming the setting under ``key``, for settings that do not go together."""

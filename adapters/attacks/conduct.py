@@ -11,11 +11,10 @@ from torch import Tensor
 
 from adapters.errors import UserError
 from adapters.protocols import Trigger
+from ibau_defense.clean_set import TOLERANCE
 
 PROBED = 8
 """Images that a trigger is tried on."""
-TOLERANCE = 1e-6
-"""How far over or under [0, 1] rounding may have taken a pixel."""
 PATCHES, SAME = 8, 1e-4
 """A side of the grid on which a trigger's mean change is noted, and how far two notes of one trigger may be apart:
 machines round in ways of their own."""
