@@ -117,7 +117,7 @@ def load(path: Path, overrides: Sequence[str], data_root: Path, budget: str | No
         raise UserError(f"grid: found {tree['grid']!r}; expected at least one axis, or no grid at all")
     file = validated(SweepFile, tree, "")
     _check_keys(file)
-    sources = {part: f"grid.{axis}" for axis in file.grid for part in _parts(axis)}
+    sources = {part: _source(axis, part) for axis in file.grid for part in _parts(axis)}
     plan = SweepPlan(
         name=file.name if budget is None else f"{file.name}-{budget}",
         budget=budget,
@@ -169,6 +169,11 @@ def _check_keys(file: SweepFile) -> None:
             raise UserError(f"grid.{axis}: found {values!r}; expected a list of at least one value")
         _check_rows(axis, values)
     _check_conflicts(file)
+
+
+def _source(axis: str, part: str) -> str:
+    """Where ``part`` of ``axis`` is set; of an axis of several keys with which of them it is."""
+    return f"grid.{axis}" if axis == part else f"grid.{axis} ({part})"
 
 
 def _check_key(key: str, where: str) -> None:

@@ -71,8 +71,8 @@ def _cell(**changes: Any) -> Tree:
 
 def _grid(**axes: Any) -> Tree:
     tree = tiny_sweep.tree(grid={"poison_ratio": [0.1], "defense": ["none"], **axes})
-    for axis in axes:
-        tree["cell"].pop(axis, None)
+    for key in ", ".join(axes).split(", "):
+        tree["cell"].pop(key, None)
     return tree
 
 
@@ -121,6 +121,14 @@ CASES: dict[str, tuple[Tree | str, str]] = {
     "unknown defense": (
         _grid(defense=["none", "prayer"]),
         "grid.defense: unknown name 'prayer'; expected one of: deep_inspect",
+    ),
+    "one of several keys on an axis": (
+        _grid(**{"attack, target": [["badnets", 0], ["blend", "all_to_al"]]}),
+        "grid.attack, target (target): found 'all_to_al'; expected a valid integer, or 'all_to_all'",
+    ),
+    "a setting of one of several keys on an axis": (
+        _grid(**{"attack, target": [["badnets", 0], [{"name": "blend", "alpha": 3}, 1]]}),
+        "grid.attack, target (attack).alpha: found 3; expected less than or equal to 1",
     ),
     "a trigger listed twice": (
         _several(*[{"attack": name, "target": 0} for name in ("badnets", "blend", "badnets")]),
