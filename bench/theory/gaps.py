@@ -7,6 +7,7 @@ the risk that stands for the other (``GeneralizationBound.gap``); what it says, 
 from __future__ import annotations
 
 import copy
+import math
 from functools import cache
 from typing import Any, get_args
 
@@ -60,8 +61,10 @@ def linear_row(source: str, count: int, seed: int) -> Row:
     bounds = {}
     for form in FORMS:
         risk = margin_risk((clean[0] + delta) @ theta.T, clean[1], setting.margin, form)
+        # Gradient steps from zero keep θ₀ = −θ₁: the limit on ‖θ₁ − θ₀‖ is one on ‖θ‖_F too, and as printed (5) has that.
+        norm = setting.limit / math.sqrt(2) if classes == 2 and form == "printed" else setting.limit
         bounds[form] = linear_bound(
-            risk=risk, weight_norm=setting.limit, input_norm=chi, radius=setting.radius, margin=setting.margin,
+            risk=risk, weight_norm=norm, input_norm=chi, radius=setting.radius, margin=setting.margin,
             count=count, classes=classes, form=form,
         )  # fmt: skip
     errors = error(theta, delta, *clean), error(theta, delta, *fresh)
