@@ -61,7 +61,7 @@ def linear_row(source: str, count: int, seed: int) -> Row:
     bounds = {}
     for form in FORMS:
         risk = margin_risk((clean[0] + delta) @ theta.T, clean[1], setting.margin, form)
-        # Gradient steps from zero keep θ₀ = −θ₁: the limit on ‖θ₁ − θ₀‖ is one on ‖θ‖_F too, and as printed (5) has that.
+        # Gradient steps from zero keep θ₀ = −θ₁: the limit on ‖θ₁ − θ₀‖ is one on ‖θ‖_F too, as printed (5) has.
         norm = setting.limit / math.sqrt(2) if classes == 2 and form == "printed" else setting.limit
         bounds[form] = linear_bound(
             risk=risk, weight_norm=norm, input_norm=chi, radius=setting.radius, margin=setting.margin,
