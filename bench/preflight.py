@@ -135,7 +135,7 @@ def _check_victim(plan: SweepPlan, cell: Cell, data: ImageTensors) -> None:
     for spec, target, key in _triggers(cell):
         if not attacks.needs_fit(spec):
             trigger = attacks.build(spec, data.image_shape, 0, plan.key(key))
-            attacks.triggered(trigger, data.test.images, plan.key(key))
+            attacks.check_conduct(trigger, data.test.images, plan.key(key))
         clean = cell.clean_label is not None
         maps.append(attacks.label_map(target, data.num_classes, plan.key(_target_key(key)), clean))
     if cell.poison_ratio is not None:

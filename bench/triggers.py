@@ -76,11 +76,11 @@ def cell_attacks(
         if attacks.needs_fit(spec):
             if fitter is None:
                 raise ValueError(f"expected what fits {spec!r}, found nothing")
-            built.append((fitter(spec, target, mapping), mapping))
-            continue
-        seed = derive_seed("trigger", cell.dataset, attack_hash(cell), cell.seed)
-        trigger = attacks.build(spec, data.image_shape, seed, attack_key)
-        attacks.triggered(trigger, data.test.images, attack_key)  # one that breaks its contract goes no further
+            trigger = fitter(spec, target, mapping)
+        else:
+            seed = derive_seed("trigger", cell.dataset, attack_hash(cell), cell.seed)
+            trigger = attacks.build(spec, data.image_shape, seed, attack_key)
+        attacks.check_conduct(trigger, data.test.images, attack_key)
         built.append((trigger, mapping))
     return tuple(built)
 

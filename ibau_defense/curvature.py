@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, cast, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -50,6 +50,16 @@ class Linearisation:
         return self.find_gradient()
 
 
+def check_kinds(curvature: str, mixed: str) -> None:
+    """Raise ``ValueError`` for a way to form products that there is not."""
+    for name, value, kinds in (
+        ("curvature", curvature, get_args(CurvatureKind)),
+        ("mixed", mixed, get_args(MixedKind)),
+    ):
+        if value not in kinds:
+            raise ValueError(f"{name}: found {value!r}; expected one of: {', '.join(kinds)}")
+
+
 def linearise(
     objective: Objective,
     delta: Tensor,
@@ -73,6 +83,7 @@ def linearise(
         relative_step: ε‖v‖ / max(‖δ‖, 1) of the directional products; by default the cube root of the machine
             epsilon of the network's precision, where truncation and rounding errors meet.
     """
+    check_kinds(curvature, mixed)
     delta, theta = delta.detach(), tuple(parameter.detach() for parameter in theta)
     shared = _Graph(objective, delta, theta) if "exact" in (curvature, mixed) else None
     step = relative_step or _default_step(objective, delta)
@@ -83,8 +94,6 @@ def linearise(
     }
     if shared:
         curvatures["exact"] = shared.curvature
-    if curvature not in curvatures:
-        raise ValueError(f"curvature: found {curvature!r}; expected one of {', '.join(sorted(curvatures))}")
     product = shared.mixed if shared and mixed == "exact" else None
     return Linearisation(
         shared.gradient if shared else (lambda: _gradient(objective, delta, theta)),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ibau_defense.balls import Ball
-from ibau_defense.curvature import CurvatureKind, MixedKind, linearise
+from ibau_defense.curvature import CurvatureKind, MixedKind, check_kinds, linearise
 from ibau_defense.objective import Objective, Theta
 from ibau_defense.solvers import ConjugateGradient, Solution, Solver
 
@@ -44,12 +44,7 @@ class Response:
     on_solution: Callable[[Solution], None] | None = None
 
     def __post_init__(self) -> None:
-        for name, value, kinds in (
-            ("curvature", self.curvature, get_args(CurvatureKind)),
-            ("mixed", self.mixed, get_args(MixedKind)),
-        ):
-            if value not in kinds:
-                raise ValueError(f"{name}: found {value!r}; expected one of: {', '.join(kinds)}")
+        check_kinds(self.curvature, self.mixed)
         if not isinstance(cast(object, self.solver), Solver):
             raise ValueError(f"solver: found {self.solver!r}; expected a solver, ConjugateGradient() for one")
 

@@ -9,6 +9,7 @@ import fake_records as fake
 import pytest
 import torch
 
+from bench.intervals import Z
 from bench.report import effect, gaps, settings
 from bench.report.claims import claims
 from bench.report.names import DOES_NOT, HOLDS, IN_PART, UNDECIDED
@@ -386,7 +387,7 @@ def test_what_sampling_gives_a_gap() -> None:
     error = gaps.sampling_error([row])
     assert error is not None
     assert gaps.expected(error) == pytest.approx(float(gaps_.mean()), rel=0.04)
-    assert float((gaps_ > gaps.Z95 * error).float().mean()) == pytest.approx(0.05, abs=0.02)
+    assert float((gaps_ > Z * error).float().mean()) == pytest.approx(0.05, abs=0.02)
     assert gaps.sampling_error([replace(row, intervals={})]) is None
     assert gaps.sampling_error([]) is None
 

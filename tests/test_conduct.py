@@ -95,7 +95,7 @@ def test_a_training_image_that_the_trigger_makes_too_bright_is_told() -> None:
     images[20:] = 200
     train = LabelledImages(images, torch.zeros(40, dtype=torch.int64))
     own = Own(lambda given: given + 0.6 * (given > 0.5))
-    attacks.triggered(own, images)
+    attacks.check_conduct(own, images)
     with pytest.raises(UserError, match=r"the trigger 'own' returned pixels from 0 to 1\.38"):
         attacks.poison(train, [(own, attacks.AllToOne(1))], 1.0, 0)
 

@@ -159,3 +159,5 @@ def test_unknown_curvature_is_refused() -> None:
     objective = loss_of(classifier("simplified_vgg"))
     with pytest.raises(ValueError, match="directional"):
         linearise(objective, perturbation(1), objective.network.theta, curvature="magic")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="mixed: found 'magic'; expected one of: exact, directional"):
+        linearise(objective, perturbation(1), objective.network.theta, mixed="magic")  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Backdoor triggers, the labels they aim at, and poisoning through ART."""
 
 from adapters.attacks.adversarial import AdversarialCleanLabel, AdversarialPerturbation
-from adapters.attacks.conduct import conduct_digest, mean_change, same_change, triggered
+from adapters.attacks.conduct import check_conduct, conduct_digest, mean_change, same_change
 from adapters.attacks.fitted import DamagedTriggerError, FittedTrigger, run_fit
 from adapters.attacks.fitting import Fit, FitContext, Pattern
 from adapters.attacks.image_trigger import ImageTrigger, digest
@@ -30,6 +30,7 @@ __all__ = [
     "Visibility",
     "build",
     "check",
+    "check_conduct",
     "conduct_digest",
     "digest",
     "fit_of",
@@ -44,6 +45,5 @@ __all__ = [
     "poison_count",
     "run_fit",
     "same_change",
-    "triggered",
     "visibility",
 ]

@@ -20,21 +20,18 @@ PATCHES, SAME = 8, 1e-4
 machines round in ways of their own."""
 
 
-def triggered(trigger: Trigger, images: Tensor, key: str = "cell.attack") -> Tensor:
-    """What ``trigger`` makes of the first few of ``images``.
+def check_conduct(trigger: Trigger, images: Tensor, key: str = "cell.attack") -> None:
+    """Try ``trigger`` on the first few of ``images``; whoever builds one does so, and nobody after.
 
     Args:
         images: (n, C, H, W) uint8, n at least 1.
         key: of the sweep file, for the error.
 
-    Returns:
-        (min(n, ``PROBED``), C, H, W) float32 in [0, 1].
-
     Raises:
         UserError: the trigger returns something else, changes the images that it is given, or does not do the same to
             the same images twice: training and scoring would be of unlike triggers.
     """
-    given = images[:PROBED].cpu().float().div_(255)
+    given = _probes(images)
     before = given.clone()
 
     def wrong(found: str, expected: str) -> UserError:
@@ -49,7 +46,6 @@ def triggered(trigger: Trigger, images: Tensor, key: str = "cell.attack") -> Ten
     check_range(made, trigger, key)
     if not torch.equal(trigger(given), made):
         raise wrong("did not do the same to the same images twice", "draws from its seed alone, made when it is built")
-    return made
 
 
 def check_range(images: Tensor, trigger: Trigger, key: str = "cell.attack") -> None:
@@ -61,18 +57,23 @@ def check_range(images: Tensor, trigger: Trigger, key: str = "cell.attack") -> N
         )
 
 
+def _probes(images: Tensor) -> Tensor:
+    return images[:PROBED].cpu().float().div_(255)
+
+
 def _named(trigger: Trigger) -> str:
     return f"the trigger {getattr(trigger, 'name', type(trigger).__name__)!r}"
 
 
 def conduct_digest(trigger: Trigger, images: Tensor) -> str:
     """SHA-256 of what ``trigger`` makes of the first few of ``images``, (n, C, H, W) uint8, in 256 levels."""
-    return hashlib.sha256(triggered(trigger, images).mul(255).round().to(torch.uint8).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(trigger(_probes(images)).mul(255).round().to(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def mean_change(trigger: Trigger, images: Tensor) -> list[float]:
     """By how much ``trigger`` changes the first few of ``images`` on average, on a coarse grid, channel by channel."""
-    change = triggered(trigger, images) - images[:PROBED].cpu().float().div(255)
+    given = _probes(images)
+    change = trigger(given) - given
     return [round(each, 6) for each in F.adaptive_avg_pool2d(change.mean(dim=0), PATCHES).flatten().tolist()]
 
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from bench import published
+from bench.intervals import Z
 from bench.report import effect, effectiveness, gaps, names, ratios, settings, sweep_files
 from bench.report.effect import Verdict
 from bench.report.groups import by, estimate, ordered, variants
@@ -221,7 +222,7 @@ class _Point(NamedTuple):
 
     @property
     def beyond_chance(self) -> bool:
-        return self.error is None or self.gap > gaps.Z95 * self.error
+        return self.error is None or self.gap > Z * self.error
 
     def told(self, symbol: str) -> str:
         chance = "" if self.error is None else f" (by chance {names.percent(gaps.expected(self.error), 2)})"

@@ -13,7 +13,6 @@ from bench.report.groups import by, estimate, ordered, variants
 from bench.report.rows import Row
 from bench.report.tables import TO_EFFECT, Head, Table, Titled, Value, measured, spread
 
-FIGURE = TO_EFFECT
 BASELINES = ("neural_cleanse", "deep_inspect", "tabor", "fine_pruning", "nad")
 """Those of the paper's Table 6."""
 HEADS = ("Seconds to effect", "× I-BAU", "Cells with effect", "Seconds in all", "Passes an image")
@@ -65,7 +64,7 @@ def titled(rows: Sequence[Row], notes: Sequence[str]) -> Titled:
 
 def _line(label: str, rows: Sequence[Row], ratio: tuple[float, int] | None) -> tuple[Value, ...]:
     told = _effective(rows)
-    took = replace(measured(told, FIGURE, names.seconds_name), published=beside.effect(rows))
+    took = replace(measured(told, TO_EFFECT, names.seconds_name), published=beside.effect(rows))
     count = Value(f"{len(told)} of {len(rows)}", sort=len(told))
     ended = [row for row in rows if row.scored]
     seconds = measured(ended, "seconds", names.seconds_name)
@@ -87,11 +86,11 @@ def _ratio(rows: Sequence[Row], found: tuple[float, int] | None) -> Value:
 
 def _effective(rows: Sequence[Row]) -> list[Row]:
     """Those that took effect in some round, and returned a model that has it."""
-    return [row for row in rows if FIGURE in row.figures and effectiveness.effective([row])]
+    return [row for row in rows if TO_EFFECT in row.figures and effectiveness.effective([row])]
 
 
 def _passing(rows: Sequence[Row]) -> list[str]:
-    lost = sum(FIGURE in row.figures for row in rows) - len(_effective(rows))
+    lost = sum(TO_EFFECT in row.figures for row in rows) - len(_effective(rows))
     told = f"{lost} of {len(rows)} cells had effect in some round and not at the end; they count as without."
     return [told] if lost else []
 
@@ -101,7 +100,7 @@ def _yardstick(members: Mapping[str, Sequence[Row]]) -> Sequence[Row]:
 
     def rank(rows: Sequence[Row]) -> tuple[int, float]:
         able = _effective(rows)
-        found = estimate(able, FIGURE)
+        found = estimate(able, TO_EFFECT)
         return len(able), -found.mean if found else -math.inf
 
     ours = [rows for rows in members.values() if rows[0].defense == "ibau" and _effective(rows)]
@@ -111,7 +110,7 @@ def _yardstick(members: Mapping[str, Sequence[Row]]) -> Sequence[Row]:
 def _times(own: Sequence[Row], rows: Sequence[Row]) -> tuple[float, int] | None:
     """How many times as long as ``own`` the ``rows`` take, over the cells on which both had effect; how many these
     are. Only times of one device, and of as many threads, enter a ratio."""
-    first, second = ({_case(row): row.figures[FIGURE] for row in _effective(each)} for each in (own, rows))
+    first, second = ({_case(row): row.figures[TO_EFFECT] for row in _effective(each)} for each in (own, rows))
     shared = first.keys() & second.keys()
     below = math.fsum(first[key] for key in shared)
     return (math.fsum(second[key] for key in shared) / below, len(shared)) if below > 0 else None

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bench import published
+from bench.intervals import Z
 from bench.report import beside, cases, given, names, settings
 from bench.report.groups import by, estimate, ordered, variants
 from bench.report.rows import Row
 from bench.report.tables import Head, Table, Titled, Value
 
 HEADS = ("Error gap", "By chance", "ACC", "ASR")
-Z95 = 1.96
 _NETWORKS = {each.model: each for each in published.TABLE_7}
 NOTE = (
     "Error gap: the absolute difference between the error on triggered images of the clean set, which the defense saw, "
@@ -52,7 +52,7 @@ def sampling_error(rows: Sequence[Row]) -> float | None:
             return None
         low, high = row.intervals["ra"]
         error = 1.0 - row.figures["ra"]
-        found.append(math.hypot(math.sqrt(error * (1.0 - error) / row.clean_size), (high - low) / (2 * Z95)))
+        found.append(math.hypot(math.sqrt(error * (1.0 - error) / row.clean_size), (high - low) / (2 * Z)))
     return math.fsum(found) / len(found) if found else None
 
 
@@ -146,14 +146,16 @@ def _place(row: Row) -> tuple[object, ...]:
 
 
 def _figures(rows: Sequence[Row]) -> list[Value]:
-    found = [(metric, estimate(rows, metric)) for metric in ("error_gap", "acc", "asr")]
-    values = []
-    for metric, figure in found:
-        if figure is None:
-            values.append(Value("–"))
-            continue
-        digits, theirs = (2, beside.gap(rows[0])) if metric == "error_gap" else (1, "")
-        values.append(cases.value(figure, metric, theirs, [], digits))
+    """One for each of ``HEADS``."""
     error = sampling_error(rows)
-    values.insert(1, Value("–") if error is None else Value(names.percent(expected(error), 2), sort=expected(error)))
-    return values
+    chance = Value("–") if error is None else Value(names.percent(expected(error), 2), sort=expected(error))
+    gap, acc, asr = (_figure(rows, metric) for metric in ("error_gap", "acc", "asr"))
+    return [gap, chance, acc, asr]
+
+
+def _figure(rows: Sequence[Row], metric: str) -> Value:
+    figure = estimate(rows, metric)
+    if figure is None:
+        return Value("–")
+    digits, theirs = (2, beside.gap(rows[0])) if metric == "error_gap" else (1, "")
+    return cases.value(figure, metric, theirs, [], digits)

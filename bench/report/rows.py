@@ -11,7 +11,7 @@ from adapters.errors import UserError
 from bench.cells import NOT_OF_THE_VICTIM, content_hash
 from bench.records import FILE, RecordStore
 from bench.report.labels import File, Images, apart, attack_label, images_of
-from bench.report.values import canonical, mapping, misnamed, number, possible, text, tidy
+from bench.report.values import as_list, canonical, mapping, misnamed, number, possible, text, tidy
 
 SCORED = frozenset({"ok", "no_trigger_detected"})
 """The statuses whose figures enter a mean. Every other record is listed with its reason instead."""
@@ -185,7 +185,7 @@ def named_apart(rows: Sequence[Row]) -> list[Row]:
 
 
 def _called(row: Row, checkpoints: Mapping[str, str], images: Images) -> Row:
-    labels = [attack_label(mapping(part).get("attack"), images) for part in _list(row.cell.get("attack"))]
+    labels = [attack_label(mapping(part).get("attack"), images) for part in as_list(row.cell.get("attack"))]
     before, after = (
         tuple(each._replace(attack=label) for each, label in zip(found, labels, strict=False))
         for found in (row.triggers_before, row.triggers)
@@ -241,7 +241,7 @@ def from_record(record: Mapping[str, Any]) -> Row:
         before=_numbers(mapping(record.get("victim"))),
         figures=_numbers(record, FIGURES) | _numbers(mapping(record.get("passes")), ("forward", "backward")) | evasion,
         intervals=_intervals(record, "".join(evasion)),
-        rounds=tuple(mapping(each) for each in _list(record.get("rounds"))),
+        rounds=tuple(mapping(each) for each in as_list(record.get("rounds"))),
         provenance=mapping(record.get("provenance")),
         split=canonical(record.get("split", 1)),
         data=text(record.get("data")),
@@ -256,8 +256,8 @@ def from_record(record: Mapping[str, Any]) -> Row:
 
 def _triggers(cell: Mapping[str, Any], found: object) -> tuple[TriggerFigures, ...]:
     """A record lists its triggers in the cell's order."""
-    attacks = [mapping(part) for part in _list(cell.get("attack"))]
-    rows = [mapping(each) for each in _list(found)]
+    attacks = [mapping(part) for part in as_list(cell.get("attack"))]
+    rows = [mapping(each) for each in as_list(found)]
     if len(rows) != len(attacks):
         return ()
     return tuple(
@@ -291,12 +291,8 @@ def _intervals(record: Mapping[str, Any], evasion: str) -> dict[str, tuple[float
     """By the names of the figures. ``evasion``: that of the accuracy under attack, or an empty text."""
     found = {}
     for metric in ("acc", "asr", "ra", "der", "error_gap", EVASION):
-        ends = [number(end) for end in _list(record.get(f"{metric}_interval"))]
+        ends = [number(end) for end in as_list(record.get(f"{metric}_interval"))]
         name = evasion if metric == EVASION else metric
         if name and len(ends) == 2 and ends[0] is not None and ends[1] is not None:
             found[name] = (ends[0], ends[1])
     return found
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []

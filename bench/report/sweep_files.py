@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.report.rows import Row
-from bench.report.values import tidy
+from bench.report.values import as_list, tidy
 
 FILE = "sweep.json"
 STUDIES = ("table", "figure", "c_delta", "ablation")
@@ -37,13 +37,13 @@ def read(folder: Path) -> SweepFiles:
     cells: dict[str, frozenset[str]] = {}
     for part in parts:  # of one name, where the same file was run with other overrides
         name = _text(part.get("name"))
-        cells[name] = cells.get(name, frozenset()).union(map(str, _list(part.get("cells"))))
+        cells[name] = cells.get(name, frozenset()).union(map(str, as_list(part.get("cells"))))
     reductions = dict.fromkeys((_text(part.get("name")), _reduced(part)) for part in parts)
     return SweepFiles(_text(known.get("budget")), cells, tuple(each for each in reductions if each[1]))
 
 
 def _reduced(part: Mapping[str, Any]) -> str:
-    words, overrides = _text(part.get("reductions")), list(filter(None, map(_text, _list(part.get("overrides")))))
+    words, overrides = _text(part.get("reductions")), list(filter(None, map(_text, as_list(part.get("overrides")))))
     told = ", ".join(overrides)
     if words:
         return f"{words} (then set: {told})" if told else words
@@ -69,7 +69,3 @@ def of_any(rows: Sequence[Row], *names: str) -> list[Row]:
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []

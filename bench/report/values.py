@@ -51,6 +51,11 @@ def mapping(value: object) -> dict[str, Any]:
     return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
 
 
+def as_list(value: object) -> list[Any]:
+    """``value`` if it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
 def tidy(value: Any, depth: int = 0) -> Any:
     """A JSON tree with the unfit characters of its texts replaced, cut where it is absurdly deep."""
     if isinstance(value, str):
