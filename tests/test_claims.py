@@ -389,6 +389,7 @@ def test_what_sampling_gives_a_gap() -> None:
     assert gaps.expected(error) == pytest.approx(float(gaps_.mean()), rel=0.04)
     assert float((gaps_ > Z * error).float().mean()) == pytest.approx(0.05, abs=0.02)
     assert gaps.sampling_error([replace(row, intervals={})]) is None
+    assert [gaps.sampling_error([replace(row, clean_size=size)]) for size in (None, 0.0, -1.0)] == [None] * 3
     assert gaps.sampling_error([]) is None
 
 

@@ -48,7 +48,7 @@ def sampling_error(rows: Sequence[Row]) -> float | None:
     """
     found = []
     for row in rows:
-        if "ra" not in row.figures or "ra" not in row.intervals or not row.clean_size:
+        if "ra" not in row.figures or "ra" not in row.intervals or row.clean_size is None or row.clean_size <= 0:
             return None
         low, high = row.intervals["ra"]
         error = 1.0 - row.figures["ra"]
